@@ -1,0 +1,1 @@
+"""INT4 storage layouts and matrix products; imports nothing but torch and triton."""
