@@ -1,0 +1,141 @@
+"""What a person asked for: one frozen `RunConfig`, checked before anything expensive starts.
+
+Standard library only: the app imports this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from awq_engine.errors import BadInputError, UsageError
+
+SUPPORTED_BITS = (4,)
+GROUP_SIZES = (32, 64, 128, -1)
+SCHEMA_VERSION = 1
+
+
+class Preset(StrEnum):
+    """How much work to spend per layer."""
+
+    FAST = "fast"
+    """AWQ scale search and clip search, as AutoAWQ defines them."""
+    BALANCED = "balanced"
+    """`fast`, then error feedback while rounding, on inputs from the already quantized blocks."""
+    BEST = "best"
+    """`balanced`, and the weights first follow the drift of those inputs."""
+
+
+class Method(StrEnum):
+    """Which algorithm chooses the integers."""
+
+    AWQ = "awq"
+    RTN = "rtn"
+    """Round to nearest: no calibration influence on the weights; the baseline."""
+
+
+class Format(StrEnum):
+    """The layout on disk."""
+
+    AWQ = "awq"
+    """AutoAWQ GEMM, version "gemm"."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's output; written to `run.json` and into the report."""
+
+    model: str
+    """A folder, a run id or a Hub id (`org/name[@revision]`), as the person wrote it."""
+    output: str
+    """Folder the checkpoint appears in once it is complete; absolute."""
+    bits: int = 4
+    group_size: int = 128
+    """Inputs that share one scale; -1 means the whole row."""
+    symmetric: bool = False
+    """Zero points all in the middle of the range instead of chosen per group."""
+    preset: Preset = Preset.BALANCED
+    method: Method = Method.AWQ
+    format: Format = Format.AWQ
+    calibration: str = "builtin"
+    """`builtin`, a .txt/.jsonl/.parquet file or folder, or `hub:dataset[:config][:split][:column]`."""
+    samples: int = 128
+    """Calibration sequences."""
+    seq_len: int = 512
+    """Tokens per calibration sequence."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    seed: int = 0
+    overwrite: bool = False
+    """Replace an existing output folder, once the new one is complete."""
+    threads: int = 0
+    """CPU threads; 0 means all. Recorded because sums in another order are other bits."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for a value that can never work, naming the ones that do."""
+        _check_choice("bits", self.bits, SUPPORTED_BITS)
+        _check_choice("group size", self.group_size, GROUP_SIZES)
+        for name, value in (("samples", self.samples), ("sequence length", self.seq_len)):
+            if value < 1:
+                raise UsageError(f"The {name} must be at least 1, not {value}.")
+        if self.seed < 0 or self.threads < 0:
+            raise UsageError("The seed and the number of threads cannot be negative.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+        """Rebuild a config; unknown keys come from a newer version and are refused by name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(data) - known:
+            raise BadInputError(f"The run's config has unknown keys {sorted(unknown)}; a newer awq-tui wrote it.")
+        try:
+            enums = {"preset": Preset, "method": Method, "format": Format}
+            return cls(**{key: enums[key](value) if key in enums else value for key, value in data.items()})
+        except (TypeError, ValueError) as error:
+            raise BadInputError(f"The run's config cannot be read: {error}.") from error
+
+
+def _check_choice(what: str, value: int, choices: tuple[int, ...]) -> None:
+    if value not in choices:
+        allowed = ", ".join(str(choice) for choice in choices)
+        raise UsageError(f"A {what} of {value} is not supported; choose one of {allowed}.")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The immutable request a run directory starts with (`run.json`)."""
+
+    run_id: str
+    config: RunConfig
+    created: float
+    """Unix time in seconds."""
+    version: int = field(default=SCHEMA_VERSION)
+
+    def dumps(self) -> str:
+        data = {
+            "version": self.version,
+            "run_id": self.run_id,
+            "created": self.created,
+            "config": self.config.to_json(),
+        }
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def loads(cls, text: str, where: str) -> RunFile:
+        """Parse `run.json`; `where` names the file in errors (`BadInputError`)."""
+        try:
+            data = json.loads(text)
+            version = int(data["version"])
+            if version > SCHEMA_VERSION:
+                raise BadInputError(f"{where} was written by a newer awq-tui (schema {version}); upgrade to read it.")
+            return cls(str(data["run_id"]), RunConfig.from_json(data["config"]), float(data["created"]), version)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadInputError(
+                f"{where} is not a run description ({error}); remove the run to be rid of it."
+            ) from error

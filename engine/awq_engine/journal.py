@@ -1,0 +1,114 @@
+"""The run's only record of progress: an append-only file of numbered JSON lines with one writer.
+
+A line counts only when it ends in a newline, so a torn last line (power loss, kill -9) is cut off by the next writer
+and ignored by readers. Whatever an event announces is on disk before its line is. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from awq_engine.events import Event, Record
+
+MAX_LINE = 8 << 20
+"""Bytes; a longer line cannot be ours."""
+
+
+class EventSink(Protocol):
+    """Where the engine's work reports to."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+class Journal:
+    """Appends events to `path`; open it only while holding the run's lock."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """Repair a torn last line, find the next number, open for appending."""
+        self._clock = clock
+        self._seq = _cut_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def __call__(self, event: Event) -> None:
+        """Append one event; a durable one is on disk when this returns."""
+        self._seq += 1
+        record = Record(self._seq, self._clock(), event)
+        self._file.write(json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n")
+        if event.durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class JournalReader:
+    """Follows a journal that may still be growing; every call of `read` returns what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+        self.skipped = 0
+        """Lines that could not be read (corrupt, or written by a newer version)."""
+
+    def read(self) -> list[Record]:
+        """Every complete record since the last call, in order; an absent file is an empty journal."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = self._rest + file.read()
+                self._offset = file.tell()
+        except FileNotFoundError:
+            return []
+        *lines, self._rest = data.split(b"\n")
+        return list(self._parse(lines))
+
+    def _parse(self, lines: list[bytes]) -> Iterator[Record]:
+        for line in lines:
+            record = parse_line(line)
+            if record is not None:
+                yield record
+            elif line.strip():
+                self.skipped += 1
+
+
+def parse_line(line: bytes) -> Record | None:
+    """One journal line as a record, or None when it is not one."""
+    if len(line) > MAX_LINE:
+        return None
+    try:
+        data: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return Record.from_json(data) if isinstance(data, dict) else None
+
+
+def read_journal(path: Path) -> list[Record]:
+    """Every readable record of a journal file."""
+    return JournalReader(path).read()
+
+
+def _cut_torn_line(path: Path) -> int:
+    """Cut an incomplete last line off the file; return the last number used (0 for a new file)."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    complete = data.rfind(b"\n") + 1
+    if complete != len(data):
+        with path.open("r+b") as file:
+            file.truncate(complete)
+            os.fsync(file.fileno())
+    numbers = [record.seq for line in data[:complete].split(b"\n") if (record := parse_line(line))]
+    return max(numbers, default=0)

@@ -1,0 +1,233 @@
+"""Run directories: the whole protocol between a screen and an engine.
+
+    RUN/run.json       the request, immutable
+    RUN/lock           flock held by the engine for its life
+    RUN/journal.jsonl  what happened
+    RUN/blocks/        finished blocks
+    RUN/engine.log     the engine's stdout and stderr
+    RUN/cancel         touch it: the engine stops after the present step
+
+Status is derived from lock and journal, never stored. Standard library and platformdirs only: the app imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import platformdirs
+
+from awq_engine.config import RunConfig, RunFile
+from awq_engine.errors import BadInputError, UsageError
+from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
+from awq_engine.journal import JournalReader, read_journal
+
+
+class RunStatus(StrEnum):
+    """Derived from the lock and the last words of the journal."""
+
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    """The engine died without a word; resume goes on from the last finished block."""
+
+    @property
+    def resumable(self) -> bool:
+        return self in (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED)
+
+
+_ENDINGS = {RunFinished: RunStatus.DONE, RunCancelled: RunStatus.CANCELLED, RunFailed: RunStatus.FAILED}
+
+
+def home() -> Path:
+    """Where runs and settings live: `AWQ_TUI_HOME`, or the platform's user data folder."""
+    override = os.environ.get("AWQ_TUI_HOME")
+    return Path(override).expanduser() if override else platformdirs.user_data_path("awq-tui")
+
+
+def runs_dir() -> Path:
+    return home() / "runs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "engine.log"
+
+    @property
+    def blocks_dir(self) -> Path:
+        return self.path / "blocks"
+
+    def file(self) -> RunFile:
+        """The request; `BadInputError` when `run.json` is missing or unreadable."""
+        where = self.path / "run.json"
+        try:
+            return RunFile.loads(where.read_text(encoding="utf-8"), str(where))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{where} cannot be read ({error}); remove the run to be rid of it.") from error
+
+    def config(self) -> RunConfig:
+        return self.file().config
+
+    def records(self) -> list[Record]:
+        return read_journal(self.journal_path)
+
+    def reader(self) -> JournalReader:
+        return JournalReader(self.journal_path)
+
+    def status(self) -> RunStatus:
+        """What the lock and the last event say, at this moment."""
+        if self.is_locked():
+            return RunStatus.RUNNING
+        records = self.records()
+        return _ENDINGS.get(type(records[-1].event), RunStatus.INTERRUPTED) if records else RunStatus.INTERRUPTED
+
+    def is_locked(self) -> bool:
+        try:
+            with (self.path / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def take_lock(self) -> int:
+        """Take the lock and return its descriptor, which holds it; `UsageError` if another engine has it.
+
+        A short wait rides out `is_locked` probes, which hold a shared lock for an instant.
+        """
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        for _ in range(20):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                time.sleep(0.01)
+        os.close(descriptor)
+        raise UsageError(f"Run {self.id} is already being worked on by another engine; watch it instead.")
+
+    def request_cancel(self) -> None:
+        (self.path / "cancel").touch()
+
+    def clear_cancel(self) -> None:
+        (self.path / "cancel").unlink(missing_ok=True)
+
+    def cancel_requested(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def remove(self) -> None:
+        """Delete the run directory (never the output folder); refused while it runs."""
+        if self.is_locked():
+            raise UsageError(f"Run {self.id} is still running; cancel it first (awq-tui cancel {self.id}).")
+        shutil.rmtree(self.path)
+
+
+def create_run(config: RunConfig) -> Run:
+    """Make a new private run directory holding the request."""
+    root = runs_dir()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    run = Run(_claim_directory(root, _slug(config)))
+    run.blocks_dir.mkdir(mode=0o700)
+    write_atomically(run.path / "run.json", RunFile(run.id, config, time.time()).dumps().encode())
+    return run
+
+
+def list_runs() -> list[Run]:
+    """Every run, newest first; directories without `run.json` are not runs."""
+    root = runs_dir()
+    if not root.is_dir():
+        return []
+    return [Run(path) for path in sorted(root.iterdir(), reverse=True) if (path / "run.json").is_file()]
+
+
+def find_run(name: str) -> Run:
+    """The run with this id or unique prefix; `latest` is the newest. Raises `BadInputError`."""
+    runs = list_runs()
+    if name == "latest" and runs:
+        return runs[0]
+    matches = [run for run in runs if run.id == name] or [run for run in runs if name and run.id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise BadInputError(f"'{name}' fits {len(matches)} runs: {', '.join(run.id for run in matches[:5])}.")
+    raise BadInputError(f"There is no run '{name}' in {runs_dir()}; `awq-tui runs` lists them.")
+
+
+def spawn_engine(run: Run) -> subprocess.Popen[bytes]:
+    """Start the engine detached: it survives this process, its terminal and its session.
+
+    The lock is taken here and inherited by the engine, so there is no moment at which a started run looks dead, and no
+    second engine can slip in. The caller must poll the returned process now and then, or it stays a zombie.
+    """
+    descriptor = run.take_lock()
+    run.clear_cancel()
+    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        with run.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "awq_engine.worker", str(run.path), str(descriptor)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=environment,
+                pass_fds=[descriptor],
+            )  # fmt: skip
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Temp file, fsync, rename, fsync of the folder: after this the file is whole, or was never there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _claim_directory(root: Path, slug: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        path = root / (f"{stamp}-{slug}" if attempt == 0 else f"{stamp}-{slug}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            return path
+    raise UsageError(f"Too many runs were started in the same second in {root}.")
+
+
+def _slug(config: RunConfig) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", Path(config.model).name.lower()).strip("-") or "model"
+    return f"{name[:40]}-w{config.bits}"

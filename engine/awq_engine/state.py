@@ -1,0 +1,244 @@
+"""`RunState`, what every screen and every progress line shows: a pure function of the journal.
+
+    state = reduce(state, record)
+
+Nothing here reads a clock, a file or a process, so a recorded journal replays any screen. Standard library only: the
+app and the command line both import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import singledispatch
+from typing import Any
+
+from awq_engine import events as e
+
+
+class Phase(StrEnum):
+    """What the engine is doing."""
+
+    STARTING = "starting"
+    DOWNLOADING = "downloading"
+    CALIBRATING = "calibrating"
+    QUANTIZING = "quantizing"
+    WRITING = "writing"
+    VERIFYING = "verifying"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One linear, from planned to written."""
+
+    block: int
+    name: str
+    """Inside the block, e.g. `self_attn.q_proj`."""
+    out_features: int
+    in_features: int
+    scale: e.ScaleChosen | None = None
+    """The search of the fold that reaches this linear, once it ran."""
+    quantized: e.LinearQuantized | None = None
+
+    @property
+    def role(self) -> str:
+        """The last part of the name (`q_proj`): what `by type` groups on."""
+        return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def loss_ratio(self) -> float | None:
+        """Final output loss over the loss of plain rounding; below 1 is a gain."""
+        if self.quantized is None:
+            return None
+        losses = list(self.quantized.losses.values())
+        return losses[-1] / losses[0] if losses and losses[0] > 0 else None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that is known of a run so far."""
+
+    phase: Phase = Phase.STARTING
+    run: e.RunStarted | None = None
+    plan: e.PlanReady | None = None
+    calibration: e.CalibrationReady | None = None
+    layers: dict[tuple[int, str], LayerState] = field(default_factory=dict)
+    """By (block, name), in the order of the plan."""
+    current_block: int | None = None
+    blocks: dict[int, e.BlockFinished] = field(default_factory=dict)
+    block_started: float | None = None
+    """Unix time the current block started."""
+    folds: tuple[e.FoldTested, ...] = ()
+    """Accepted folds only."""
+    fallbacks: tuple[e.BlockFellBack, ...] = ()
+    warnings: tuple[str, ...] = ()
+    progress: e.PhaseProgress | e.DownloadProgress | None = None
+    verified: e.Verified | None = None
+    result: dict[str, Any] | None = None
+    error: e.RunFailed | None = None
+    started: float | None = None
+    """Unix time the present engine process started."""
+    earlier_seconds: float = 0.0
+    """Time that earlier engine processes of this run worked."""
+    updated: float | None = None
+    """Unix time of the newest event."""
+    last_seq: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in (Phase.DONE, Phase.CANCELLED, Phase.FAILED)
+
+    @property
+    def n_blocks(self) -> int:
+        return self.plan.n_blocks if self.plan else 0
+
+    def fraction(self) -> float:
+        """Share of the work done, 0 to 1, counted in linears; writing and verifying are the last 2 %."""
+        if self.phase is Phase.DONE:
+            return 1.0
+        total = len(self.layers)
+        done = sum(layer.quantized is not None for layer in self.layers.values())
+        return 0.98 * done / total if total else 0.0
+
+    def elapsed(self, now: float) -> float:
+        """Seconds worked so far; `now` is Unix time."""
+        end = self.updated if self.finished and self.updated else now
+        return self.earlier_seconds + (max(0.0, end - self.started) if self.started else 0.0)
+
+    def eta(self, now: float) -> float | None:
+        """Seconds left, from the median time of the finished blocks; None before the first."""
+        if not self.blocks or self.finished:
+            return None
+        times = sorted(block.seconds for block in self.blocks.values())
+        typical = times[len(times) // 2]
+        left = (self.n_blocks - len(self.blocks)) * typical
+        running = now - self.block_started if self.block_started and self.current_block not in self.blocks else 0.0
+        return max(0.0, left - min(running, typical))
+
+
+def replay(records: Iterable[e.Record]) -> RunState:
+    """The state after all of `records`."""
+    state = RunState()
+    for record in records:
+        state = reduce(state, record)
+    return state
+
+
+def reduce(state: RunState, record: e.Record) -> RunState:
+    """The state after one more record."""
+    return replace(_apply(record.event, state, record.time), updated=record.time, last_seq=record.seq)
+
+
+@singledispatch
+def _apply(event: e.Event, state: RunState, time: float) -> RunState:
+    return state
+
+
+@_apply.register
+def _(event: e.RunStarted, state: RunState, time: float) -> RunState:
+    worked = state.updated - state.started if state.started and state.updated else 0.0
+    earlier = state.earlier_seconds + max(0.0, worked)
+    return replace(
+        state, run=event, started=time, earlier_seconds=earlier, phase=Phase.STARTING, error=None, current_block=None
+    )
+
+
+@_apply.register
+def _(event: e.DownloadProgress, state: RunState, time: float) -> RunState:
+    return replace(state, phase=Phase.DOWNLOADING, progress=event)
+
+
+@_apply.register
+def _(event: e.PlanReady, state: RunState, time: float) -> RunState:
+    layers = dict(state.layers)
+    for linear in event.linears:
+        key = (int(linear["block"]), str(linear["name"]))
+        layers.setdefault(key, LayerState(*key, int(linear["out_features"]), int(linear["in_features"])))
+    return replace(state, plan=event, layers=layers, phase=Phase.CALIBRATING, progress=None)
+
+
+@_apply.register
+def _(event: e.CalibrationReady, state: RunState, time: float) -> RunState:
+    return replace(state, calibration=event)
+
+
+@_apply.register
+def _(event: e.PhaseProgress, state: RunState, time: float) -> RunState:
+    phases = {"writing": Phase.WRITING, "verifying": Phase.VERIFYING, "calibrating": Phase.CALIBRATING}
+    return replace(state, phase=phases.get(event.phase, state.phase), progress=event)
+
+
+@_apply.register
+def _(event: e.BlockStarted, state: RunState, time: float) -> RunState:
+    """A block begun anew after a crash forgets what the dead process had found in it."""
+    layers = {
+        key: replace(layer, scale=None, quantized=None) if key[0] == event.block else layer
+        for key, layer in state.layers.items()
+    }
+    folds = tuple(fold for fold in state.folds if fold.block != event.block)
+    fallbacks = tuple(item for item in state.fallbacks if item.block != event.block)
+    return replace(
+        state, phase=Phase.QUANTIZING, current_block=event.block, block_started=time, layers=layers, folds=folds,
+        fallbacks=fallbacks, progress=None,
+    )  # fmt: skip
+
+
+@_apply.register
+def _(event: e.FoldTested, state: RunState, time: float) -> RunState:
+    return replace(state, folds=(*state.folds, event)) if event.accepted else state
+
+
+@_apply.register
+def _(event: e.ScaleChosen, state: RunState, time: float) -> RunState:
+    layers = dict(state.layers)
+    for name in event.consumers:
+        if layer := layers.get((event.block, name)):
+            layers[event.block, name] = replace(layer, scale=event)
+    return replace(state, layers=layers)
+
+
+@_apply.register
+def _(event: e.LinearQuantized, state: RunState, time: float) -> RunState:
+    key = (event.block, event.name)
+    layer = state.layers.get(key) or LayerState(*key, event.out_features, event.in_features)
+    return replace(state, layers={**state.layers, key: replace(layer, quantized=event)})
+
+
+@_apply.register
+def _(event: e.BlockFellBack, state: RunState, time: float) -> RunState:
+    return replace(state, fallbacks=(*state.fallbacks, event))
+
+
+@_apply.register
+def _(event: e.BlockFinished, state: RunState, time: float) -> RunState:
+    return replace(state, blocks={**state.blocks, event.block: event})
+
+
+@_apply.register
+def _(event: e.Warned, state: RunState, time: float) -> RunState:
+    known = event.message in state.warnings
+    return state if known else replace(state, warnings=(*state.warnings, event.message))
+
+
+@_apply.register
+def _(event: e.Verified, state: RunState, time: float) -> RunState:
+    return replace(state, verified=event)
+
+
+@_apply.register
+def _(event: e.RunFinished, state: RunState, time: float) -> RunState:
+    return replace(state, phase=Phase.DONE, result=event.result, error=None)
+
+
+@_apply.register
+def _(event: e.RunCancelled, state: RunState, time: float) -> RunState:
+    return replace(state, phase=Phase.CANCELLED)
+
+
+@_apply.register
+def _(event: e.RunFailed, state: RunState, time: float) -> RunState:
+    return replace(state, phase=Phase.FAILED, error=event)
