@@ -81,8 +81,8 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Describe the model in `path`.
 
-    Raises `BadInputError` when it is no model folder, has only pickled weights, or when a shard is missing, truncated or
-    not what the index says.
+    Raises `BadInputError` when it is no model folder, has only pickled weights, or when a shard is missing,
+    truncated or not what the index says.
     """
     config = read_config(path)
     index = path / "model.safetensors.index.json"
