@@ -1,0 +1,257 @@
+"""What a run will cost and why it cannot work, from the headers of the checkpoint alone.
+
+Cheap enough to be computed at every keystroke of the configure screen: no weight is read, nothing is imported beyond the
+standard library. The engine's own plan, made from the real modules, is exact; this is its forecast:
+
+    size    packed integers, one float16 scale and one packed zero point per group; every other tensor as it is
+    memory  the interpreter with torch, one block in float32 three times over, the calibration activations, two Gram matrices
+    time    float operations of the search divided by a rate, measured in the newest finished run or else guessed
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from awq_engine.checkpoint import Checkpoint, TensorInfo
+from awq_engine.config import GROUP_SIZES, Method, Preset, RunConfig
+from awq_engine.errors import AwqError
+from awq_engine.runs import Run, RunStatus, list_runs
+from awq_engine.state import RunState, replay
+
+RUNTIME_BYTES = 600 << 20
+"""Resident memory of Python with torch and transformers loaded."""
+DEFAULT_FLOPS_PER_CORE = 8e9
+"""Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
+GRID_PASSES = {Preset.FAST: 60, Preset.BALANCED: 64, Preset.BEST: 68}
+"""Products of a weight with a Gram matrix per linear: 40 points of the scale search, 20 of the clip search, feedback."""
+FORWARD_PASSES = 4
+"""Each block runs on the calibration tokens to capture, to check, and to feed the next block with both streams."""
+TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
+"""Their linears are stored [in_features, out_features]."""
+ROUTERS = frozenset({"gate", "router"})
+"""Small matrices that pick experts; they stay in full precision."""
+PACKED_ALIGNMENT = 8
+"""Outputs that share one packed 32-bit word of the AutoAWQ layout."""
+
+_BLOCK_WEIGHT = re.compile(r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<name>.+)\.weight")
+
+
+@dataclass(frozen=True)
+class BlockLinear:
+    """A weight matrix of a decoder block, as its tensor describes it."""
+
+    block: int
+    name: str
+    """Inside the block, e.g. `self_attn.q_proj`."""
+    out_features: int
+    in_features: int
+    tensor: TensorInfo
+
+    @property
+    def numel(self) -> int:
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast this machine works."""
+
+    flops: float
+    """Float operations a second."""
+    source: str
+    """A clause that says where the figure comes from."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A forecast of one run."""
+
+    n_blocks: int
+    n_linears: int
+    parameters: int
+    """Of the whole model."""
+    quantized_parameters: int
+    bytes_before: int
+    """Of all tensors."""
+    bytes_after: int
+    bits_per_weight: float
+    """Of the quantized linears, scales and zero points included; 0 when there are none."""
+    blocks_bytes: int
+    """Of the finished blocks kept in the run directory until the output is complete."""
+    peak_host_bytes: int
+    seconds: float
+    speed: Speed
+    problems: tuple[str, ...]
+    """Sentences; a run with any of these cannot start."""
+
+
+def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = None) -> Estimate:
+    """Forecast the run `config` on `checkpoint`.
+
+    Args:
+        speed: what `measured_speed` returned, kept by the caller; None takes the default rate of this machine.
+    """
+    linears = block_linears(checkpoint)
+    speed = speed or default_speed()
+    packed = sum(packed_bytes(linear, config) for linear in linears)
+    weights = sum(linear.numel for linear in linears)
+    untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
+    shapes = [(linear.out_features, linear.in_features) for linear in linears]
+    return Estimate(
+        n_blocks=len({linear.block for linear in linears}),
+        n_linears=len(linears),
+        parameters=checkpoint.parameters,
+        quantized_parameters=weights,
+        bytes_before=checkpoint.nbytes,
+        bytes_after=untouched + packed,
+        bits_per_weight=8 * packed / weights if weights else 0.0,
+        blocks_bytes=packed,
+        peak_host_bytes=_peak_host_bytes(checkpoint, linears, config),
+        seconds=work(shapes, config) / speed.flops,
+        speed=speed,
+        problems=tuple(find_problems(checkpoint, linears, config)),
+    )
+
+
+def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
+    """The matrices of the decoder blocks, in block order: those under the numbering that holds most weights."""
+    stacks: dict[str, list[BlockLinear]] = {}
+    transposed = checkpoint.model_type in TRANSPOSED_MODEL_TYPES
+    for tensor in checkpoint.tensors.values():
+        match = _BLOCK_WEIGHT.fullmatch(tensor.name)
+        if match is None or len(tensor.shape) != 2 or not tensor.numel:
+            continue
+        name = match["name"]
+        if name.rsplit(".", 1)[-1] in ROUTERS:
+            continue
+        out_features, in_features = reversed(tensor.shape) if transposed else tensor.shape
+        linear = BlockLinear(int(match["number"]), name, out_features, in_features, tensor)
+        stacks.setdefault(match["blocks"], []).append(linear)
+    largest = max(stacks.values(), key=lambda stack: sum(linear.numel for linear in stack), default=[])
+    return sorted(largest, key=lambda linear: linear.block)
+
+
+def packed_bytes(linear: BlockLinear, config: RunConfig) -> int:
+    """Bytes of the integers, zero points and float16 scales of one quantized linear."""
+    groups = n_groups(linear.in_features, config.group_size)
+    return (linear.numel * config.bits + groups * linear.out_features * (config.bits + 16)) // 8
+
+
+def n_groups(in_features: int, group_size: int) -> int:
+    """Groups of one row; a `group_size` of -1 is the whole row."""
+    return 1 if group_size == -1 else -(-in_features // group_size)
+
+
+def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: RunConfig) -> list[str]:
+    """Every reason why `config` cannot work on this model, as sentences; empty when it can."""
+    if checkpoint.quantization is not None:
+        method = checkpoint.quantization.get("quant_method", "some method")
+        return [f"{checkpoint.path} is already quantized ({method}); start from the original model."]
+    if not linears:
+        return [f"{checkpoint.path} has no numbered blocks with weight matrices (model type {checkpoint.model_type})."]
+    found = [
+        _group_problem(linears, config.group_size),
+        _alignment_problem(linears),
+        _context_problem(checkpoint, config),
+    ]
+    return [problem for problem in found if problem]
+
+
+def fitting_group_sizes(linears: Iterable[BlockLinear]) -> list[int]:
+    """The supported group sizes that divide every row; -1 always does."""
+    widths = {linear.in_features for linear in linears}
+    return [size for size in GROUP_SIZES if size == -1 or all(width % size == 0 for width in widths)]
+
+
+def _group_problem(linears: list[BlockLinear], group_size: int) -> str | None:
+    misfits = [linear for linear in linears if group_size != -1 and linear.in_features % group_size]
+    if not misfits:
+        return None
+    first, others = misfits[0], len(misfits) - 1
+    more = f" (and {others} more)" if others else ""
+    sizes = ", ".join(map(str, fitting_group_sizes(linears)))
+    return (
+        f"A group size of {group_size} does not divide the {first.in_features} inputs of {first.tensor.name}{more}; "
+        f"choose a group size that fits every layer: {sizes}."
+    )
+
+
+def _alignment_problem(linears: list[BlockLinear]) -> str | None:
+    for linear in linears:
+        if linear.out_features % PACKED_ALIGNMENT:
+            return (
+                f"{linear.tensor.name} has {linear.out_features} outputs, which is not a multiple of "
+                f"{PACKED_ALIGNMENT} as the AutoAWQ format needs; this model cannot be written in it."
+            )
+    return None
+
+
+def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:
+    text_config = checkpoint.config.get("text_config")
+    limit = (text_config if isinstance(text_config, dict) else checkpoint.config).get("max_position_embeddings")
+    if type(limit) is int and 0 < limit < config.seq_len:
+        return f"Sequences of {config.seq_len} tokens do not fit the model's context of {limit}; use --seq-len {limit}."
+    return None
+
+
+def _peak_host_bytes(checkpoint: Checkpoint, linears: list[BlockLinear], config: RunConfig) -> int:
+    per_block: dict[int, int] = {}
+    for linear in linears:
+        per_block[linear.block] = per_block.get(linear.block, 0) + linear.numel
+    widest = max((linear.in_features for linear in linears), default=0)
+    hidden = min((linear.in_features for linear in linears), default=0)
+    embedding = max((tensor.numel for tensor in checkpoint.tensors.values()), default=0)
+    block = 3 * 4 * max(per_block.values(), default=0)
+    activations = 2 * 4 * config.samples * config.seq_len * hidden
+    return RUNTIME_BYTES + 4 * embedding + block + activations + 2 * 4 * widest**2
+
+
+def work(shapes: Iterable[tuple[int, int]], config: RunConfig) -> float:
+    """Float operations of a run over linears of these (out_features, in_features)."""
+    tokens = config.samples * config.seq_len
+    total = 0.0
+    for out_features, in_features in shapes:
+        total += 2.0 * FORWARD_PASSES * tokens * out_features * in_features
+        if config.method is not Method.RTN:
+            total += 2.0 * tokens * in_features**2
+            total += 2.0 * GRID_PASSES[config.preset] * out_features * in_features**2
+    return total
+
+
+def default_speed() -> Speed:
+    """The guess for a machine that has not finished a run yet."""
+    cores = os.cpu_count() or 1
+    return Speed(DEFAULT_FLOPS_PER_CORE * cores, f"a guess for {cores} CPU cores")
+
+
+def measured_speed(device: str = "auto") -> Speed | None:
+    """The rate of the newest finished run that was started for the same device; None before the first.
+
+    Reads the journals of up to ten runs: call it once, not at every keystroke.
+    """
+    for run in list_runs()[:10]:
+        try:
+            if run.status() is RunStatus.DONE and run.config().device == device:
+                speed = speed_of(run, replay(run.records()))
+                if speed is not None:
+                    return speed
+        except AwqError:
+            continue
+    return None
+
+
+def speed_of(run: Run, state: RunState) -> Speed | None:
+    """Float operations per second that a finished run reached, its block times taken together."""
+    seconds = sum(block.seconds for block in state.blocks.values())
+    if state.plan is None or seconds <= 0:
+        return None
+    flops = work((_shape(linear) for linear in state.plan.linears), run.config())
+    return Speed(flops / seconds, f"measured in run {run.id}") if flops else None
+
+
+def _shape(linear: dict[str, Any]) -> tuple[int, int]:
+    return int(linear["out_features"]), int(linear["in_features"])
