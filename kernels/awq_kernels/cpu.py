@@ -1,0 +1,106 @@
+"""4-bit weights on the CPU: torch's own kernel for a few tokens, float32 for many.
+
+`torch._weight_int4pack_mm_for_cpu` computes `w = (q - 8) * scale + zero`, so `zero = (8 - zero_point) * scale`. It is fast
+in bfloat16 only (elsewhere it takes a scalar path slower than a float32 linear), so activations, scales and the result
+go through bfloat16 there: a relative error of about 2e-3. Its cost grows with every token, while dequantizing costs the
+same for any number: from `MAX_TOKENS` on the weights are dequantized to float32, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from awq_kernels.int_weight import IntWeight
+
+GROUP_SIZES = (32, 64, 128, 256)
+MAX_TOKENS = 48
+"""More tokens than this are faster dequantized; measured on AVX2 with 1024x1024 and 2048x2048 weights."""
+CHUNK_WEIGHTS = 4 << 20
+"""Weights dequantized at once: 16 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class CpuWeight:
+    """A 4-bit weight for the CPU, one byte a weight: once as torch's kernel wants it, once to dequantize from."""
+
+    packed: torch.Tensor
+    """uint8 [out_features, in_features / 2], opaque: depends on the processor's vector instructions."""
+    scale_and_zero: torch.Tensor
+    """bfloat16 [n_groups, out_features, 2]."""
+    halves: torch.Tensor
+    """uint8 [out_features, in_features / 2]: the first half of the inputs in the low bits, the second in the high."""
+    scale: torch.Tensor
+    """float32 [out_features, n_groups]."""
+    zero_point: torch.Tensor
+    """uint8 [out_features, n_groups]."""
+    group_size: int
+
+
+def obstacle(weight: IntWeight) -> str | None:
+    """Why torch's CPU kernel cannot take `weight`, as a clause, or None when it can."""
+    if weight.bits != 4:
+        return f"torch's CPU kernel takes 4 bits, not {weight.bits}"
+    if weight.group_size not in GROUP_SIZES:
+        return f"torch's CPU kernel takes groups of {GROUP_SIZES} inputs, not {weight.group_size}"
+    if weight.out_features % 16:
+        return f"torch's CPU kernel takes multiples of 16 outputs, not {weight.out_features}"
+    return None
+
+
+def pack_cpu(weight: IntWeight) -> CpuWeight:
+    """Repack `weight` for the CPU. Raises ValueError with the `obstacle` when that is not possible."""
+    if reason := obstacle(weight):
+        raise ValueError(reason)
+    scale = weight.scale.float()
+    zero = (8 - weight.zero_point.float()) * scale
+    first, second = weight.q.chunk(2, dim=1)
+    return CpuWeight(
+        packed=torch._convert_weight_to_int4pack_for_cpu(weight.q.int(), 1),
+        scale_and_zero=torch.stack([scale.T, zero.T], dim=2).to(torch.bfloat16).contiguous(),
+        halves=first | (second << 4),
+        scale=scale,
+        zero_point=weight.zero_point,
+        group_size=weight.group_size,
+    )
+
+
+def matmul(x: torch.Tensor, weight: CpuWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x @ W.T + bias` in bfloat16 for a few tokens, in float32 for many.
+
+    Args:
+        x: any float dtype [..., in_features], on the CPU.
+        bias: [out_features] or None; added in float32.
+    Returns:
+        [..., out_features] in the dtype of `x`.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    if 0 < tokens.shape[0] <= MAX_TOKENS:
+        y = torch._weight_int4pack_mm_for_cpu(
+            tokens.to(torch.bfloat16), weight.packed, weight.group_size, weight.scale_and_zero
+        )
+    else:
+        y = _matmul_float32(tokens.float(), weight)
+    y = y if bias is None else y.float() + bias.float()
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _matmul_float32(tokens: torch.Tensor, weight: CpuWeight) -> torch.Tensor:
+    """float32 [n_tokens, in_features] to float32 [n_tokens, out_features]."""
+    rows = max(1, CHUNK_WEIGHTS // tokens.shape[1])
+    y = tokens.new_empty(tokens.shape[0], weight.halves.shape[0])
+    for start in range(0, y.shape[1], rows):
+        chunk = slice(start, start + rows)
+        y[:, chunk] = F.linear(tokens, _dequantize_rows(weight, chunk))
+    return y
+
+
+def _dequantize_rows(weight: CpuWeight, rows: slice) -> torch.Tensor:
+    halves = weight.halves[rows]
+    levels = torch.cat([halves & 0xF, halves >> 4], dim=1).float()  # [rows, in_features]
+    groups = levels.view(halves.shape[0], -1, weight.group_size)
+    groups -= weight.zero_point[rows, :, None]
+    groups *= weight.scale[rows, :, None]
+    return levels

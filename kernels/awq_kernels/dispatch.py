@@ -1,0 +1,131 @@
+"""Which backends there are, which one to take, and one way to call them all.
+
+    triton      CUDA, ROCm and XPU devices                       w4a16.py
+    cpu         torch's int4 kernel in bfloat16                  cpu.py
+    reference   plain torch in float32, any device, any bits     reference.py
+
+`prepare` repacks a weight once, at load; the object it returns is called with activations. A backend that cannot take
+a weight (an odd group size, say) does not fail: that one weight is computed by the reference, and `note` says why.
+Triton is imported only when it is asked for, so this package works where it is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from awq_kernels import cpu, reference
+from awq_kernels.int_weight import IntWeight
+
+NAMES = ("triton", "cpu", "reference")
+"""Every backend, in the order of preference."""
+TRITON_DEVICES = ("cuda", "xpu")
+"""ROCm devices are called `cuda` in torch."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can be used on a device."""
+
+    name: str
+    available: bool
+    reason: str
+    """A clause that says why it is available, or why not."""
+
+
+@dataclass(frozen=True)
+class PreparedLinear:
+    """A weight in the layout of its backend; call it with activations."""
+
+    backend: str
+    """The backend that computes, `reference` also where the one asked for could not take this weight."""
+    in_features: int
+    out_features: int
+    compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    note: str | None = None
+    """Why the backend asked for was not taken, as a clause; None when it was."""
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x @ W.T + bias` for x [..., in_features]; the result has the dtype of `x`."""
+        return self.compute(x, bias)
+
+
+def backends(device: torch.device | str) -> list[BackendStatus]:
+    """Every backend with its state on `device`, the preferred one first."""
+    device = torch.device(device)
+    return [_triton_status(device), _cpu_status(device), BackendStatus("reference", True, "plain torch in float32")]
+
+
+def choose(requested: str, device: torch.device | str) -> BackendStatus:
+    """The backend to use on `device`.
+
+    Args:
+        requested: one of `NAMES`, or `auto` for the first available one. `auto` never takes Triton's interpreter.
+    Raises:
+        ValueError: there is no such backend, or it is not available there; the message says why.
+    """
+    statuses = {status.name: status for status in backends(device)}
+    if requested == "auto":
+        interpreted = torch.device(device).type not in TRITON_DEVICES
+        return next(s for s in statuses.values() if s.available and not (s.name == "triton" and interpreted))
+    if requested not in statuses:
+        raise ValueError(f"There is no backend {requested!r}; choose one of auto, {', '.join(NAMES)}.")
+    if not statuses[requested].available:
+        raise ValueError(f"The backend {requested} does not run on {device}: {statuses[requested].reason}.")
+    return statuses[requested]
+
+
+def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> PreparedLinear:
+    """Put `weight` on `device` in the layout of `backend` (one of `NAMES`; see `choose`)."""
+    makers = {"triton": _prepare_triton, "cpu": _prepare_cpu, "reference": _prepare_reference}
+    return makers[backend](weight.to(device))
+
+
+def _prepare_triton(weight: IntWeight) -> PreparedLinear:
+    from awq_kernels import layout, w4a16
+
+    if reason := layout.obstacle(weight):
+        return _prepare_reference(weight, reason)
+    tiles = layout.pack_tiles(weight)
+    return PreparedLinear(
+        "triton", weight.in_features, weight.out_features, lambda x, bias: w4a16.matmul(x, tiles, bias)
+    )
+
+
+def _prepare_cpu(weight: IntWeight) -> PreparedLinear:
+    if reason := cpu.obstacle(weight):
+        return _prepare_reference(weight, reason)
+    packed = cpu.pack_cpu(weight)
+    return PreparedLinear("cpu", weight.in_features, weight.out_features, lambda x, bias: cpu.matmul(x, packed, bias))
+
+
+def _prepare_reference(weight: IntWeight, note: str | None = None) -> PreparedLinear:
+    return PreparedLinear(
+        "reference",
+        weight.in_features,
+        weight.out_features,
+        lambda x, bias: reference.matmul(x, weight, bias),
+        note,
+    )
+
+
+def _triton_status(device: torch.device) -> BackendStatus:
+    if importlib.util.find_spec("triton") is None:
+        return BackendStatus("triton", False, "the package triton is not installed")
+    if device.type in TRITON_DEVICES:
+        return BackendStatus("triton", True, f"Triton kernels run on {device.type} devices")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return BackendStatus("triton", True, "Triton's interpreter, for tests: very slow")
+    return BackendStatus("triton", False, f"Triton kernels need a GPU, and the device is {device.type}")
+
+
+def _cpu_status(device: torch.device) -> BackendStatus:
+    if device.type != "cpu":
+        return BackendStatus("cpu", False, f"it runs on the CPU, and the device is {device.type}")
+    if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
+        return BackendStatus("cpu", False, f"torch {torch.__version__} has no int4 kernel for the CPU")
+    return BackendStatus("cpu", True, "torch's int4 kernel in bfloat16")
