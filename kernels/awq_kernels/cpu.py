@@ -1,9 +1,9 @@
 """4-bit weights on the CPU: torch's own kernel for a few tokens, float32 for many.
 
-`torch._weight_int4pack_mm_for_cpu` computes `w = (q - 8) * scale + zero`, so `zero = (8 - zero_point) * scale`. It is fast
-in bfloat16 only (elsewhere it takes a scalar path slower than a float32 linear), so activations, scales and the result
-go through bfloat16 there: a relative error of about 2e-3. Its cost grows with every token, while dequantizing costs the
-same for any number: from `MAX_TOKENS` on the weights are dequantized to float32, a few rows at a time.
+`torch._weight_int4pack_mm_for_cpu` computes `w = (q - 8) * scale + zero`, so `zero = (8 - zero_point) * scale`. It is
+fast in bfloat16 only (elsewhere it takes a scalar path slower than a float32 linear), so activations, scales and the
+result go through bfloat16 there: a relative error of about 2e-3. Its cost grows with every token, while dequantizing
+costs the same for any number: beyond `MAX_TOKENS` the weights are dequantized to float32, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def matmul(x: torch.Tensor, weight: CpuWeight, bias: torch.Tensor | None = None)
     else:
         y = _matmul_float32(tokens.float(), weight)
     y = y if bias is None else y.float() + bias.float()
-    return y.to(x.dtype).view(*x.shape[:-1], -1)
+    return y.to(x.dtype).view(*x.shape[:-1], weight.halves.shape[0])
 
 
 def _matmul_float32(tokens: torch.Tensor, weight: CpuWeight) -> torch.Tensor:

@@ -5,12 +5,16 @@ exact in 16 bits, products are summed in float32 by the tensor cores, and each g
 sum. No weight is ever rounded to 16 bits; the only rounding is that of the result. The weights are the left operand, as
 that one must have 16 rows anyway, while the tokens may be as few as 8.
 
-Where there are fewer tiles of outputs than the device can run at once, the inputs are split as well. The parts are written
-apart in float32 and summed by a second kernel in a fixed order: unlike atomic additions that gives the same bits each time.
+Where there are fewer tiles of outputs than the device can run at once, the inputs are split as well. The parts are
+written apart in float32 and summed by a second kernel in a fixed order: unlike atomic additions that gives the same bits
+each time.
 
-For many tokens the product is limited by arithmetic: there the weights are dequantized to the activations' dtype and the
-vendor's matrix product runs.
+For many tokens the product is limited by arithmetic: there the weights are dequantized to the activations' dtype and
+the vendor's matrix product runs.
 """
+
+# Triton's constexpr parameters take plain numbers, which its annotations do not say.
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 
@@ -198,7 +202,7 @@ def _fused(x: torch.Tensor, weight: PlaneTiles, bias: torch.Tensor | None, split
 
 def token_block(n_tokens: int, hip: bool = torch.version.hip is not None) -> int:
     """Tokens one program works on: a power of two, at least what the tensor core instruction takes."""
-    return min(max(16 if hip else 8, triton.next_power_of_2(n_tokens)), MAX_TOKENS)
+    return min(max(16 if hip else 8, 1 << (n_tokens - 1).bit_length()), MAX_TOKENS)
 
 
 def launch_options(block: int, hip: bool = torch.version.hip is not None) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Where the kernels are tested, and outputs filled with NaN.
 
 Triton's kernels run on a GPU where there is one, otherwise in Triton's interpreter. The interpreter must be chosen
-before triton is imported for the first time, which other tests may have done: `test_interpreted.py` starts a process for it.
+before triton is imported for the first time, which other tests may have done: `test_interpreted.py` starts one.
 """
 
 from __future__ import annotations

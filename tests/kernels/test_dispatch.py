@@ -33,7 +33,7 @@ def test_auto_prefers_triton_on_a_gpu() -> None:
 
 def test_unavailable_and_unknown_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="triton does not run on cpu: .*GPU"):
+    with pytest.raises(ValueError, match=r"triton does not run on cpu: .*GPU"):
         choose("triton", "cpu")
     with pytest.raises(ValueError, match="no backend 'marlin'; choose one of auto, triton, cpu, reference"):
         choose("marlin", "cpu")

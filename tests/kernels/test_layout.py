@@ -28,7 +28,7 @@ def test_nibble_j_of_element_i_is_input_j_quarters_in() -> None:
     tiles = pack_tiles(weight).tiles
     assert tiles.shape == (2, 2, 64, 32)
     for nibble in range(4):
-        found = (tiles[1, 1, 5, 7].item() >> (4 * nibble)) & 0xF
+        found = (int(tiles[1, 1, 5, 7]) >> (4 * nibble)) & 0xF
         assert found == weight.q[64 + 5, 128 + nibble * 32 + 7]
 
 
@@ -44,5 +44,5 @@ def test_padded_groups_have_no_weight() -> None:
 def test_what_does_not_fit_is_said(group_size: int, bits: int) -> None:
     weight = random_weight(16, 384, group_size, bits=bits)
     assert obstacle(weight)
-    with pytest.raises(ValueError, match="bits|groups"):
+    with pytest.raises(ValueError, match=r"bits|groups"):
         pack_tiles(weight)
