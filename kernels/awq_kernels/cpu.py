@@ -58,7 +58,7 @@ def pack_cpu(weight: IntWeight) -> CpuWeight:
     zero = (8 - weight.zero_point.float()) * scale
     first, second = weight.q.chunk(2, dim=1)
     return CpuWeight(
-        packed=torch._convert_weight_to_int4pack_for_cpu(weight.q.int(), 1),
+        packed=torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.q.int(), 1),
         scale_and_zero=torch.stack([scale.T, zero.T], dim=2).to(torch.bfloat16).contiguous(),
         halves=first | (second << 4),
         scale=scale,
@@ -78,7 +78,7 @@ def matmul(x: torch.Tensor, weight: CpuWeight, bias: torch.Tensor | None = None)
     """
     tokens = x.reshape(-1, x.shape[-1])
     if 0 < tokens.shape[0] <= MAX_TOKENS:
-        y = torch._weight_int4pack_mm_for_cpu(
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             tokens.to(torch.bfloat16), weight.packed, weight.group_size, weight.scale_and_zero
         )
     else:

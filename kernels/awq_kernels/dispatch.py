@@ -126,6 +126,6 @@ def _triton_status(device: torch.device) -> BackendStatus:
 def _cpu_status(device: torch.device) -> BackendStatus:
     if device.type != "cpu":
         return BackendStatus("cpu", False, f"it runs on the CPU, and the device is {device.type}")
-    if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
+    if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
         return BackendStatus("cpu", False, f"torch {torch.__version__} has no int4 kernel for the CPU")
     return BackendStatus("cpu", True, "torch's int4 kernel in bfloat16")

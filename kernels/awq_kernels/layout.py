@@ -1,9 +1,9 @@
 """The layout the Triton kernels read: tiles of int16, four weights to an element, one after the other in memory.
 
 A tile is BN outputs by BK inputs. Its BK inputs are cut into four planes of BK / 4; nibble `j` of element `i` holds
-input `j * BK / 4 + i` of the tile. So a program reads one contiguous stretch of memory per step, plane `j` of the weights
-meets a plain contiguous slice of the activations, and after one load the four planes come out of shifts and masks alone.
-Neighbouring elements hold neighbouring inputs, which is the order tensor cores want their operands in.
+input `j * BK / 4 + i` of the tile. So a program reads one contiguous stretch of memory per step, plane `j` of the
+weights meets a plain contiguous slice of the activations, and after one load the four planes come out of shifts and
+masks alone. Neighbouring elements hold neighbouring inputs, the order in which tensor cores want their operands.
 
 Zero points are kept as the float16 number 1024 + z: the bits of a nibble under the exponent of 1024 read as 1024 + q,
 and the difference q - z is exact. Outputs and inputs are padded to whole tiles; padded groups have the scale 0.

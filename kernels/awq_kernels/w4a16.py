@@ -6,15 +6,15 @@ sum. No weight is ever rounded to 16 bits; the only rounding is that of the resu
 that one must have 16 rows anyway, while the tokens may be as few as 8.
 
 Where there are fewer tiles of outputs than the device can run at once, the inputs are split as well. The parts are
-written apart in float32 and summed by a second kernel in a fixed order: unlike atomic additions that gives the same bits
-each time.
+written apart in float32 and summed by a second kernel in a fixed order: unlike atomic additions that gives the same
+bits each time.
 
 For many tokens the product is limited by arithmetic: there the weights are dequantized to the activations' dtype and
 the vendor's matrix product runs.
 """
 
-# Triton's constexpr parameters take plain numbers, which its annotations do not say.
-# pyright: reportArgumentType=false
+# Triton's language is Python in form only: constexpr takes plain numbers, static_range iterates at compile time.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
