@@ -1,10 +1,10 @@
 """What a run will cost and why it cannot work, from the headers of the checkpoint alone.
 
-Cheap enough to be computed at every keystroke of the configure screen: no weight is read, nothing is imported beyond the
+Cheap enough for every keystroke of the configure screen: no weight is read, nothing is imported beyond the
 standard library. The engine's own plan, made from the real modules, is exact; this is its forecast:
 
     size    packed integers, one float16 scale and one packed zero point per group; every other tensor as it is
-    memory  the interpreter with torch, one block in float32 three times over, the calibration activations, two Gram matrices
+    memory  Python with torch, one block in float32 three times, the calibration activations, two Gram matrices
     time    float operations of the search divided by a rate, measured in the newest finished run or else guessed
 """
 
@@ -27,7 +27,7 @@ RUNTIME_BYTES = 600 << 20
 DEFAULT_FLOPS_PER_CORE = 8e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 GRID_PASSES = {Preset.FAST: 60, Preset.BALANCED: 64, Preset.BEST: 68}
-"""Products of a weight with a Gram matrix per linear: 40 points of the scale search, 20 of the clip search, feedback."""
+"""Products of a weight with a Gram matrix per linear: 40 of the scale search, 20 of the clip search, then feedback."""
 FORWARD_PASSES = 4
 """Each block runs on the calibration tokens to capture, to check, and to feed the next block with both streams."""
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
