@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from awq_tui import format as fmt
+from awq_engine import format as fmt
 
 
 @pytest.mark.parametrize(

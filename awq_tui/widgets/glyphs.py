@@ -1,0 +1,63 @@
+"""The drawing characters: block elements where the terminal speaks UTF-8, plain ASCII where it does not.
+
+Colour never carries meaning alone, so every state that has a colour has a character here too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """One set of drawing characters, each one cell wide."""
+
+    eighths: str
+    """Nine bars, from empty to a full cell."""
+    axis: str
+    tick: str
+    edge: str
+    """Left edge of a plot."""
+    point: str
+    best: str
+    levels: str
+    """Five shades: how much of the rounding loss is left, from little to more than all."""
+    planned: str
+    working: str
+    filled: str
+    empty: str
+    arrow: str
+    dot: str
+    """Separates parts of a sentence."""
+    alpha: str
+    delta: str
+    warning: str
+    done: str
+    failed: str
+    ellipsis: str
+
+
+UNICODE = Glyphs(
+    eighths=" ▁▂▃▄▅▆▇█", axis="─", tick="┴", edge="│", point="•", best="◆", levels="░▒▓█!", planned="·", working="◌",
+    filled="█", empty="░", arrow="→", dot="·", alpha="α", delta="Δ", warning="⚠", done="✓", failed="✗", ellipsis="…",
+)  # fmt: skip
+ASCII = Glyphs(
+    eighths=" ..::||##", axis="-", tick="+", edge="|", point="*", best="O", levels=".-=#!", planned="'", working="o",
+    filled="#", empty=".", arrow="->", dot="-", alpha="alpha", delta="d", warning="!", done="ok", failed="x",
+    ellipsis="...",
+)  # fmt: skip
+
+
+def choose_glyphs(encoding: str | None, environment: Mapping[str, str]) -> Glyphs:
+    """`AWQ_TUI_ASCII=1` forces ASCII; otherwise the encoding of the terminal decides."""
+    if environment.get("AWQ_TUI_ASCII", "0") not in ("", "0"):
+        return ASCII
+    return UNICODE if (encoding or "").lower().replace("-", "").startswith("utf") else ASCII
+
+
+def glyphs() -> Glyphs:
+    """The set for this process's terminal; Textual draws on stderr."""
+    return choose_glyphs(getattr(sys.__stderr__, "encoding", None), os.environ)

@@ -1,0 +1,110 @@
+"""A histogram of a fold's channel scales on a log10 axis.
+
+The engine bins, with a number of bins that no screen chose; this widget only adds neighbouring bins together until they
+fit the width, so the shares stay right at every width. A bin that holds anything at all shows at least one eighth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from awq_engine import format as fmt
+from awq_tui.widgets.glyphs import Glyphs, glyphs
+from awq_tui.widgets.plot import Plot, Row, centred_notice, place_labels
+
+NICE_VALUES = (1.0, 3.0)
+"""Axis labels are these times powers of ten."""
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Counts over equal steps of log10(channel scale)."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_event(cls, data: Mapping[str, Any] | None) -> Bins | None:
+        """The `histogram` of an event or a report; None when there is none or it holds nothing."""
+        try:
+            bins = cls(float(data["low"]), float(data["high"]), tuple(int(n) for n in data["counts"])) if data else None
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+        finite = bins and math.isfinite(bins.low) and math.isfinite(bins.high)
+        return bins if bins and finite and any(n > 0 for n in bins.counts) else None
+
+
+class Histogram(Plot):
+    """Bars over a labelled axis; readable from 20x4 cells."""
+
+    def __init__(self, *, glyph_set: Glyphs | None = None, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._glyphs = glyph_set or glyphs()
+        self._bins: Bins | None = None
+
+    def show(self, data: Mapping[str, Any] | None) -> None:
+        """Draw the `histogram` of an event; None draws why there is none."""
+        bins = Bins.from_event(data)
+        if bins != self._bins:
+            self._bins = bins
+            self.redraw()
+
+    def draw(self, width: int, height: int) -> list[Row]:
+        if self._bins is None:
+            return centred_notice(width, height, "no channel scale")
+        if height < 4:
+            return [[(row, "plot--mark")] for row in bar_rows(rebin(self._bins.counts, width), height, self._glyphs)]
+        columns = rebin(self._bins.counts, width)
+        title = f"channel scales (log10), {fmt.count(sum(self._bins.counts))} channels"
+        axis, labels = axis_rows(self._bins, len(columns), columns_per_bin(len(self._bins.counts), width), self._glyphs)
+        return [
+            [(title[:width], "plot--axis")],
+            *[[(row, "plot--mark")] for row in bar_rows(columns, height - 3, self._glyphs)],
+            [(axis, "plot--axis")],
+            [(labels, "plot--axis")],
+        ]
+
+
+def columns_per_bin(n_bins: int, width: int) -> float:
+    """A whole number of columns per bin, or one over a whole number of bins per column."""
+    return float(width // n_bins) if n_bins <= width else 1 / math.ceil(n_bins / width)
+
+
+def rebin(counts: Sequence[int], width: int) -> list[int]:
+    """Counts for at most `width` columns: bins are added together, or drawn several columns wide, never cut."""
+    factor = columns_per_bin(len(counts), width)
+    if factor >= 1:
+        return [count for count in counts for _ in range(int(factor))]
+    step = round(1 / factor)
+    return [sum(counts[start : start + step]) for start in range(0, len(counts), step)]
+
+
+def bar_rows(columns: Sequence[int], height: int, chars: Glyphs) -> list[str]:
+    """Bars as text, top row first; the highest column fills the height."""
+    highest = max(max(columns, default=0), 1)
+    eighths = [max(1 if count > 0 else 0, round(8 * height * count / highest)) for count in columns]
+    return [
+        "".join(chars.eighths[min(8, max(0, level - 8 * (height - 1 - row)))] for level in eighths)
+        for row in range(height)
+    ]
+
+
+def axis_rows(bins: Bins, width: int, per_bin: float, chars: Glyphs) -> tuple[str, str]:
+    """The axis line with ticks, and the channel scales (not their logarithms) under it."""
+    span = bins.high - bins.low
+    if span <= 0:
+        return chars.axis * width, place_labels(width, [(width // 2, fmt.number(10**bins.low))])
+
+    def column(value: float) -> int:
+        return min(width - 1, int((math.log10(value) - bins.low) / span * len(bins.counts) * per_bin))
+
+    powers = range(math.floor(bins.low) - 1, math.ceil(bins.high) + 1)
+    values = [nice * 10.0**power for power in powers for nice in NICE_VALUES]
+    marks = {column(value): f"{value:g}" for value in values if bins.low <= math.log10(value) <= bins.high}
+    marks = marks or {0: fmt.number(10**bins.low), width - 1: fmt.number(10**bins.high)}
+    line = "".join(chars.tick if index in marks else chars.axis for index in range(width))
+    return line, place_labels(width, list(marks.items()))
