@@ -55,6 +55,11 @@ class BlockLinear:
     def numel(self) -> int:
         return self.out_features * self.in_features
 
+    @property
+    def packs(self) -> bool:
+        """Whether its outputs fill whole words of the AutoAWQ layout; if not, it stays as it is."""
+        return self.out_features % PACKED_ALIGNMENT == 0
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -87,6 +92,8 @@ class Estimate:
     speed: Speed
     problems: tuple[str, ...]
     """Sentences; a run with any of these cannot start."""
+    notes: tuple[str, ...]
+    """Sentences on what is not as one might expect, but works."""
 
 
 def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = None) -> Estimate:
@@ -95,7 +102,8 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     Args:
         speed: what `measured_speed` returned, kept by the caller; None takes the default rate of this machine.
     """
-    linears = block_linears(checkpoint)
+    found = block_linears(checkpoint)
+    linears = [linear for linear in found if linear.packs]
     speed = speed or default_speed()
     packed = sum(packed_bytes(linear, config) for linear in linears)
     weights = sum(linear.numel for linear in linears)
@@ -114,6 +122,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         seconds=work(shapes, config) / speed.flops,
         speed=speed,
         problems=tuple(find_problems(checkpoint, linears, config)),
+        notes=_alignment_notes([linear for linear in found if not linear.packs]),
     )
 
 
@@ -152,12 +161,10 @@ def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: Ru
         method = checkpoint.quantization.get("quant_method", "some method")
         return [f"{checkpoint.path} is already quantized ({method}); start from the original model."]
     if not linears:
-        return [f"{checkpoint.path} has no numbered blocks with weight matrices (model type {checkpoint.model_type})."]
-    found = [
-        _group_problem(linears, config.group_size),
-        _alignment_problem(linears),
-        _context_problem(checkpoint, config),
-    ]
+        return [
+            f"{checkpoint.path} has no numbered blocks with weights to quantize (model type {checkpoint.model_type})."
+        ]
+    found = [_group_problem(linears, config.group_size), _context_problem(checkpoint, config)]
     return [problem for problem in found if problem]
 
 
@@ -180,14 +187,15 @@ def _group_problem(linears: list[BlockLinear], group_size: int) -> str | None:
     )
 
 
-def _alignment_problem(linears: list[BlockLinear]) -> str | None:
-    for linear in linears:
-        if linear.out_features % PACKED_ALIGNMENT:
-            return (
-                f"{linear.tensor.name} has {linear.out_features} outputs, which is not a multiple of "
-                f"{PACKED_ALIGNMENT} as the AutoAWQ format needs; this model cannot be written in it."
-            )
-    return None
+def _alignment_notes(unpacked: list[BlockLinear]) -> tuple[str, ...]:
+    if not unpacked:
+        return ()
+    first, others = unpacked[0], len(unpacked) - 1
+    more = f" (and {others} more)" if others else ""
+    return (
+        f"{first.tensor.name}{more} stays as it is: its {first.out_features} outputs are not a multiple of "
+        f"{PACKED_ALIGNMENT}, as the AutoAWQ format needs.",
+    )
 
 
 def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:

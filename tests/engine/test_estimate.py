@@ -81,9 +81,12 @@ def test_group_size_that_does_not_divide_names_layer_and_remedy(tmp_path: Path) 
     assert fitting_group_sizes(block_linears(read_checkpoint(folder))) == [32, 64, -1]
 
 
-def test_outputs_that_do_not_pack_are_a_problem(tmp_path: Path) -> None:
-    (problem,) = forecast(model_folder(tmp_path, {"layers.0.fc.weight": (172, 128)})).problems
-    assert "layers.0.fc.weight has 172 outputs, which is not a multiple of 8" in problem
+def test_outputs_that_do_not_pack_stay_as_they_are(tmp_path: Path) -> None:
+    shapes = {"layers.0.fc.weight": (172, 128), "layers.0.proj.weight": (128, 256)}
+    found = forecast(model_folder(tmp_path, shapes))
+    assert "layers.0.fc.weight stays as it is: its 172 outputs are not a multiple of 8" in found.notes[0]
+    assert (found.n_linears, found.problems) == (1, ())
+    assert found.bytes_after == 2 * 172 * 128 + 128 * 256 * (4 + 20 / 128) / 8
 
 
 def test_already_quantized_is_the_only_problem_named(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_already_quantized_is_the_only_problem_named(tmp_path: Path) -> None:
 
 def test_model_without_blocks_is_a_problem(tmp_path: Path) -> None:
     found = forecast(model_folder(tmp_path, {"embed.weight": (8, 8)}))
-    assert "no numbered blocks" in found.problems[0]
+    assert "no numbered blocks with weights" in found.problems[0]
     assert found.bits_per_weight == 0
 
 

@@ -1,0 +1,62 @@
+"""The output folder: its default name, and what would be in its way.
+
+A folder that exists is replaced only on request, and only if it is a model's: `--overwrite` must never be able to
+delete a home directory. Standard library only: the app imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from awq_engine.checkpoint import Checkpoint
+from awq_engine.config import Method, RunConfig
+from awq_engine.disk import check_disk, existing_parent
+from awq_engine.errors import UsageError
+from awq_engine.estimate import Estimate
+from awq_engine.runs import runs_dir
+
+
+def default_output(
+    name: str, *, bits: int = 4, group_size: int = 128, symmetric: bool = False, method: Method = Method.AWQ
+) -> Path:
+    """`./NAME-AWQ-W4-G128` for a model called `name`, absolute."""
+    group = "row" if group_size == -1 else f"G{group_size}"
+    suffix = "-sym" if symmetric else ""
+    return Path.cwd() / f"{name}-{method.upper()}-W{bits}-{group}{suffix}"
+
+
+def check_output(output: Path, model: Path | None, overwrite: bool) -> None:
+    """Raise `UsageError` when `output` cannot be written; `model` is the folder that is quantized, if it is local."""
+    if model is not None and (output.resolve() == model or output.resolve() in model.parents):
+        raise UsageError(f"The output {output} would replace the model itself; choose another with -o.")
+    if output.exists() or output.is_symlink():
+        _check_replaceable(output, overwrite)
+    parent = existing_parent(output.parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"The output {output} cannot be made: {parent} is not a folder that can be written to.")
+
+
+def _check_replaceable(output: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise UsageError(f"The output {output} exists already; choose another with -o, or replace it with --overwrite.")
+    is_model = output.is_dir() and not output.is_symlink() and (output / "config.json").is_file()
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if not is_model and not is_empty:
+        raise UsageError(f"{output} is not a model folder, so --overwrite does not touch it; choose another with -o.")
+
+
+def check_space(output: Path, forecast: Estimate) -> None:
+    """Raise `ResourceError` when the finished blocks and the output do not fit on their disks."""
+    blocks, checkpoint = runs_dir(), output.absolute()
+    if existing_parent(blocks).stat().st_dev == existing_parent(checkpoint).stat().st_dev:
+        check_disk(checkpoint, forecast.bytes_after + forecast.blocks_bytes, "the output and the finished blocks")
+    else:
+        check_disk(checkpoint, forecast.bytes_after, "the output")
+        check_disk(blocks, forecast.blocks_bytes, "the finished blocks")
+
+
+def check_run(config: RunConfig, checkpoint: Checkpoint, forecast: Estimate) -> None:
+    """Both checks for a model that is on this machine."""
+    check_output(Path(config.output), checkpoint.path, config.overwrite)
+    check_space(Path(config.output), forecast)
