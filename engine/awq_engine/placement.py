@@ -1,0 +1,199 @@
+"""The weights of an AWQ GEMM checkpoint put into a model, with nothing guessed.
+
+The model is built without weights. A checkpoint that has `X.qweight, X.qzeros, X.scales` is looked at as if it had
+`X.weight`, which lets transformers' own renaming find the linear X belongs to; that linear is replaced, and everything
+else is filled from safetensors one tensor at a time. A tensor that is missing, has another shape, or belongs to a
+module that does not take it is an error with its name. Only tensors of modules that the architecture does not have at
+all (heads for multi-token prediction, vision towers) are left out, with a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from awq_engine.awq_config import AwqConfig
+from awq_engine.checkpoint import Checkpoint, TensorInfo
+from awq_engine.errors import BadInputError
+from awq_engine.pack import TENSORS, unpack_awq
+from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_kernels.int_weight import IntWeight
+
+Read = Callable[[str], torch.Tensor]
+"""From a checkpoint key to its tensor, on the CPU, as stored."""
+Packed = dict[str, list[TensorInfo]]
+"""Checkpoint name of each quantized linear -> its tensors, `qweight` first."""
+MakeLinear = Callable[[IntWeight, torch.Tensor | None], nn.Module]
+"""From a weight and a bias to the module that takes the linear's place."""
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model with all its weights."""
+
+    model: PreTrainedModel
+    quantized: int
+    """Number of quantized linears."""
+    bits_per_weight: float
+    """Of those linears as stored, scales and zero points included."""
+    notes: tuple[str, ...]
+    """Sentences on tensors left out."""
+
+
+def place_awq(
+    checkpoint: Checkpoint, config: AwqConfig, device: torch.device, dtype: torch.dtype, make: MakeLinear
+) -> PlacedModel:
+    """Build the model of `checkpoint` on `device` with everything that is not quantized in `dtype`.
+
+    `BadInputError` names the tensor when the weights and the architecture do not agree.
+    """
+    packed = _packed_tensors(checkpoint)
+    skeleton = build_skeleton(_as_floats(checkpoint, packed), "cpu")
+    model = skeleton.model
+    _refuse_joined(skeleton, packed)
+    known = set(skeleton.plain_keys.values())
+    notes = left_out(checkpoint, model, [t for key, t in skeleton.targets.items() if key not in known])
+    with _reading(checkpoint) as read:
+        homes = {p.removesuffix(".weight"): n for p, k in skeleton.plain_keys.items() if (n := _linear_of(k)) in packed}
+        for name, key in skeleton.plain_keys.items():
+            if name.rpartition(".")[0] not in homes:
+                _fill(model, name, read(key), key, device, dtype)
+        for home, name in homes.items():
+            tensors = {info.name.rpartition(".")[2]: read(info.name) for info in packed[name]}
+            weight = unpack_awq(tensors, config.group_size, name)
+            _check_fits(model.get_submodule(home), weight, name)
+            bias_key = skeleton.plain_keys.get(f"{home}.bias")
+            model.set_submodule(home, make(weight, None if bias_key is None else read(bias_key).to(device, dtype)))
+    head = model.get_output_embeddings()
+    _tie(model, checkpoint, any(model.get_submodule(home) is head for home in homes))
+    nn.Module.to(model, device)
+    return PlacedModel(model, len(homes), _bits_per_weight(packed), notes)
+
+
+def _linear_of(key: str) -> str | None:
+    """`X` for the key `X.weight`, None for others."""
+    return key.removesuffix(".weight") if key.endswith(".weight") else None
+
+
+def left_out(checkpoint: Checkpoint, model: PreTrainedModel, strangers: list[str]) -> tuple[str, ...]:
+    """Notes on tensors the model has no parameter for; `BadInputError` when one belongs to a module of the model."""
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or []), r"rotary_emb\.inv_freq$", r"\.masked_bias$"]
+    strangers = [name for name in strangers if not any(re.search(pattern, name) for pattern in ignored)]
+    modules = {name for name, _ in model.named_modules()}
+    for name in strangers:
+        if name.rpartition(".")[0] in modules:
+            raise BadInputError(
+                f"The weights in {checkpoint.path} have a tensor '{name}', which this part of a "
+                f"{type(model).__name__} does not take; check config.json against the weights."
+            )
+    if not strangers:
+        return ()
+    return (f"{type(model).__name__} has no place for {len(strangers)} tensors, first {strangers[0]}; left out.",)
+
+
+def missing(checkpoint: Checkpoint, name: str) -> BadInputError:
+    """The error for a tensor that is not there."""
+    return BadInputError(
+        f"The weights in {checkpoint.path} lack the tensor '{name}' that the architecture needs; download it again."
+    )
+
+
+def _refuse_joined(skeleton: Skeleton, packed: Packed) -> None:
+    """Quantized tensors that transformers joins into one (the experts of a mixture) have no linear to replace."""
+    known = set(skeleton.plain_keys.values())
+    parameters = skeleton.model.state_dict()
+    for key, target in skeleton.targets.items():
+        if key not in known and target in parameters:
+            what = "The quantized" if _linear_of(key) in packed else "The"
+            raise BadInputError(
+                f"{what} {key.rpartition('.')[0]} in {skeleton.checkpoint.path} is one of several tensors that "
+                f"{type(skeleton.model).__name__} joins into one; such models cannot be run here yet, but vLLM can."
+            )
+
+
+def _packed_tensors(checkpoint: Checkpoint) -> Packed:
+    names = [key.removesuffix(".qweight") for key in checkpoint.tensors if key.endswith(".qweight")]
+    stored = checkpoint.tensors
+    return {name: [stored[k] for t in TENSORS if (k := f"{name}.{t}") in stored] for name in names}
+
+
+def _as_floats(checkpoint: Checkpoint, packed: Packed) -> Checkpoint:
+    """The checkpoint as if every `X.qweight` were an `X.weight`, for transformers' key renaming."""
+    tensors = {}
+    for key, info in checkpoint.tensors.items():
+        name, _, leaf = key.rpartition(".")
+        if name not in packed or leaf not in TENSORS:
+            tensors[key] = info
+        elif leaf == "qweight":
+            tensors[f"{name}.weight"] = info
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors)
+
+
+def _check_fits(module: nn.Module, weight: IntWeight, name: str) -> None:
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise BadInputError(f"{name} is quantized, but it is a {type(module).__name__} and not a linear layer.")
+    shape = list(module.weight.shape)[:: -1 if isinstance(module, Conv1D) else 1]
+    if shape != [weight.out_features, weight.in_features]:
+        raise BadInputError(
+            f"{name}.qweight holds {weight.out_features} outputs and {weight.in_features} inputs, but config.json "
+            f"describes {shape[0]} and {shape[1]}."
+        )
+
+
+def _fill(
+    model: PreTrainedModel, name: str, value: torch.Tensor, key: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Put one tensor into the parameter or buffer `name`."""
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    old = getattr(module, leaf)
+    if old.shape != value.shape:
+        raise BadInputError(f"{key} has shape {list(value.shape)}, but config.json describes {list(old.shape)}.")
+    value = value.to(device, dtype if value.is_floating_point() else None)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _tie(model: PreTrainedModel, checkpoint: Checkpoint, head_is_quantized: bool) -> None:
+    """Tie what the config ties, unless the head has integers of its own; then nothing may be left without a value."""
+    absent = {name for name, p in model.named_parameters(remove_duplicate=False) if p.is_meta}
+    if not head_is_quantized:
+        model.tie_weights(missing_keys=absent)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise missing(checkpoint, name)
+
+
+def _bits_per_weight(packed: Packed) -> float:
+    stored = sum(info.nbytes for tensors in packed.values() for info in tensors)
+    weights = sum(tensors[0].nbytes * 2 for tensors in packed.values())  # two 4-bit weights to a byte
+    return 8 * stored / weights if weights else 0.0
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: Checkpoint) -> Iterator[Read]:
+    """Opens each shard once."""
+    with contextlib.ExitStack() as stack:
+        files: dict[Path, Any] = {}
+
+        def read(key: str) -> torch.Tensor:
+            file = checkpoint.tensors[key].file
+            if file not in files:
+                files[file] = stack.enter_context(safe_open(str(file), "pt"))
+            return files[file].get_tensor(key)
+
+        yield read
