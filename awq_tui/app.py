@@ -1,0 +1,351 @@
+"""The app: four sections, each with its own stack of screens, over the run directories.
+
+    Models  -> Configure          Runs -> Run          Inspect -> one result          Chat -> one model
+
+The app holds what every screen shares: the summaries of all runs (one follower), the machine, the settings and the
+engines it started. Screens are imported when they are first shown, so the first paint waits for nothing, and torch and
+transformers are never imported here. Text from outside is made harmless in one place each: `notify`, `show_error`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import events
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.notifications import SeverityLevel
+from textual.reactive import reactive
+from textual.screen import Screen
+from textual.theme import Theme
+from textual.worker import Worker, WorkerState
+
+from awq_engine.errors import AwqError, ExitCode
+from awq_engine.runs import Run, find_run, home, spawn_engine
+from awq_engine.sanitize import plain
+from awq_tui.background import in_thread
+from awq_tui.machine import Machine, probe_machine
+from awq_tui.run_book import RunBook, RunSummary
+from awq_tui.settings import Settings, load_settings, save_settings
+from awq_tui.themes import THEMES
+
+if TYPE_CHECKING:
+    from awq_tui.catalog import Entry
+
+SECTIONS = ("models", "runs", "inspect", "chat")
+RUNS_INTERVAL = 0.5
+"""Seconds between two looks at the run directories."""
+MACHINE_INTERVAL = 5.0
+QUIT_WINDOW = 2.0
+"""Seconds in which a second ctrl+c quits."""
+MIN_WIDTH, MIN_HEIGHT = 60, 16
+
+
+def _models_screen() -> Screen[Any]:
+    from awq_tui.screens.models import ModelsScreen
+
+    return ModelsScreen()
+
+
+def _runs_screen() -> Screen[Any]:
+    from awq_tui.screens.runs import RunsScreen
+
+    return RunsScreen()
+
+
+def _choose_screen(purpose: str) -> Screen[Any]:
+    from awq_tui.screens.choose import ChooseScreen
+
+    return ChooseScreen(purpose)
+
+
+class AwqApp(App[None]):
+    """`main` runs it; `return_code` is the process's exit code."""
+
+    TITLE = "awq-tui"
+    CSS_PATH = "app.tcss"
+    DEFAULT_MODE = "models"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
+        "models": _models_screen,
+        "runs": _runs_screen,
+        "inspect": partial(_choose_screen, "inspect"),
+        "chat": partial(_choose_screen, "chat"),
+    }
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (30, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1,alt+1", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),
+        Binding("2,alt+2", "section('runs')", "Runs", id="section.runs", show=False, tooltip="Every run."),
+        Binding("3,alt+3", "section('inspect')", "Inspect", id="section.inspect", show=False,
+                tooltip="Per-layer statistics of a result."),
+        Binding("4,alt+4", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
+        Binding("escape", "back", "Back", id="app.back", show=False, tooltip="To the screen you came from."),
+        Binding("question_mark,f1", "help", "Help", key_display="?", id="app.help",
+                tooltip="What this screen is for, and its keys."),
+        Binding("ctrl+t", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Switch light and dark."),
+        Binding("ctrl+q", "quit", "Quit", id="app.quit", show=False, priority=True,
+                tooltip="Quit; runs go on without the app."),
+    ]  # fmt: skip
+
+    summaries: reactive[tuple[RunSummary, ...]] = reactive((), init=False)
+    """Every run, newest first."""
+    machine: reactive[Machine | None] = reactive(None, init=False)
+
+    def __init__(self, run_id: str | None = None) -> None:
+        super().__init__()
+        self._run_id = run_id
+        self.settings = load_settings()
+        self._engines: list[subprocess.Popen[bytes]] = []
+        self._origins: dict[str, str] = {}
+        self._last_interrupt = float("-inf")
+        self.crash_report: Path | None = None
+        for theme in THEMES:
+            self.register_theme(theme)
+        wanted = os.environ.get("TEXTUAL_THEME") or self.settings.theme
+        self.theme = wanted if wanted in self.available_themes else Settings().theme
+
+    def on_mount(self) -> None:
+        self._handle_signals()
+        self.set_keymap(self.settings.keymap)
+        self.theme_changed_signal.subscribe(self, self._remember_theme)
+        self.run_worker(self._follow_runs, group="runs", exit_on_error=False)
+        self.run_worker(self._follow_machine, group="machine", exit_on_error=False)
+        if self._run_id is not None:
+            try:
+                self.open_run(find_run(self._run_id))
+            except AwqError as error:
+                self.show_failure(error)
+
+    # what the screens call
+
+    def open_run(self, run: Run) -> None:
+        """Show a run, live or past."""
+        from awq_tui.screens.run import RunScreen
+
+        self._open("runs", RunScreen(run))
+
+    def open_inspect(self, source: Run | Path) -> None:
+        """Show the per-layer statistics of a run or of a checkpoint folder."""
+        from awq_tui.screens.inspect import InspectScreen
+
+        self._open("inspect", InspectScreen(source))
+
+    def open_chat(self, model: str) -> None:
+        """Talk to a model: a folder, a run id or a Hub id."""
+        from awq_tui.screens.chat import ChatScreen
+
+        self._open("chat", ChatScreen(model))
+
+    def open_configure(self, entry: Entry) -> None:
+        """Choose how to quantize a model."""
+        from awq_tui.screens.configure import ConfigureScreen
+
+        self._open("models", ConfigureScreen(entry))
+
+    def show_error(self, title: str, message: str) -> None:
+        """A modal with text that can be copied; both texts may come from anywhere."""
+        from awq_tui.screens.error import ErrorModal
+
+        self.push_screen(ErrorModal(plain(title), plain(message)))
+
+    def show_failure(self, error: BaseException) -> None:
+        """One of our sentences for our own errors, the whole traceback for anything unforeseen."""
+        if isinstance(error, AwqError):
+            self.show_error("That did not work", str(error))
+        else:
+            self.show_error("Something unforeseen happened", "".join(traceback.format_exception(error)))
+
+    def start_engine(self, run: Run) -> None:
+        """Start the run's engine, detached, and reap it when it ends; raises `AwqError` or `OSError`."""
+        self._engines.append(spawn_engine(run))
+
+    def update_settings(self, **changes: object) -> None:
+        """Change the settings and store them; a full or read-only disk costs only the memory of them."""
+        self.settings = dataclasses.replace(self.settings, **changes)  # pyright: ignore[reportArgumentType]
+        try:
+            save_settings(self.settings)
+        except OSError as error:
+            self.notify(f"The settings could not be saved: {error.strerror}.", severity="warning")
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = False,
+    ) -> None:
+        """A toast; never parsed as markup, because a path in brackets would end the app."""
+        super().notify(plain(message), title=plain(title), severity=severity, timeout=timeout, markup=False)
+
+    # sections
+
+    def _open(self, section: str, screen: Screen[Any]) -> None:
+        self.run_worker(partial(self._show, section, screen), group="navigation", exit_on_error=False)
+
+    async def _show(self, section: str, screen: Screen[Any]) -> None:
+        """Put `screen` alone on top of its section, and remember where Back leads."""
+        origin = self.current_mode
+        await self.switch_mode(section)
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+        await self.push_screen(screen)
+        if origin != section:
+            self._origins[section] = origin
+
+    def action_section(self, section: str) -> None:
+        """Go to a section as it was left; a second press goes to its first screen."""
+        self._origins.pop(section, None)
+        if self.current_mode == section:
+            self.run_worker(self._pop_to_base, group="navigation", exit_on_error=False)
+        else:
+            self.switch_mode(section)
+
+    async def _pop_to_base(self) -> None:
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+
+    async def action_back(self) -> None:
+        """Leave the present screen for the one it was opened from."""
+        if len(self.screen_stack) > 1:
+            self.pop_screen()
+        origin = self._origins.pop(self.current_mode, None)
+        if origin is not None and len(self.screen_stack) == 1:
+            self.switch_mode(origin)
+
+    async def action_pop_screen(self) -> None:
+        """Textual's name for the same wish."""
+        await self.action_back()
+
+    # help, palette, quitting
+
+    def action_help(self) -> None:
+        from awq_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self.screen))
+
+    def action_toggle_dark(self) -> None:
+        dark, light = ("ansi-dark", "ansi-light") if self.current_theme.ansi else ("awq-dark", "awq-light")
+        self.theme = light if self.current_theme.dark else dark
+
+    def action_help_quit(self) -> None:
+        """ctrl+c: the second press within two seconds quits."""
+        now = time.monotonic()
+        if now - self._last_interrupt < QUIT_WINDOW:
+            self.exit()
+            return
+        self._last_interrupt = now
+        self.notify("Press ctrl+c again to quit. Runs go on without the app.", timeout=QUIT_WINDOW)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Everything a key does on this screen, and the sections, themes and screenshot."""
+        seen: set[str] = set()
+        for active in screen.active_bindings.values():
+            title = active.binding.description
+            if not title or not active.enabled or active.binding.system or title in seen:
+                continue
+            seen.add(title)
+            run = partial(self.run_action, active.binding.action, active.node)
+            yield SystemCommand(title, active.tooltip or f"Key {active.binding.key}", run)
+        yield SystemCommand("Theme", "Choose among all colour themes, ANSI ones too.", self.action_change_theme)
+        yield SystemCommand("Screenshot", "Save this screen as an SVG picture.", self._save_screenshot)
+
+    def _save_screenshot(self) -> None:
+        self.set_timer(0.2, self.deliver_screenshot)
+
+    def _remember_theme(self, theme: Theme) -> None:
+        if theme.name != self.settings.theme:
+            self.update_settings(theme=theme.name)
+
+    # background work
+
+    async def _follow_runs(self) -> None:
+        book = RunBook()
+        first = True
+        while True:
+            self._engines = [engine for engine in self._engines if engine.poll() is None]
+            self.summaries = await in_thread(book.refresh)
+            if first and self._run_id is None:
+                self._offer_running()
+            first = False
+            await asyncio.sleep(RUNS_INTERVAL)
+
+    def _offer_running(self) -> None:
+        running = [summary for summary in self.summaries if summary.running]
+        if running:
+            more = f" and {len(running) - 1} more" if len(running) > 1 else ""
+            self.notify(f"{running[0].model_name}{more} is being quantized now. Press 2 to watch.", title="Running")
+
+    async def _follow_machine(self) -> None:
+        while True:
+            self.machine = await in_thread(probe_machine)
+            await asyncio.sleep(MACHINE_INTERVAL)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            self.show_failure(event.worker.error)
+
+    # the terminal
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Below the smallest usable size, say so instead of drawing ruins."""
+        from awq_tui.screens.too_small import TooSmallScreen
+
+        fits = event.size.width >= MIN_WIDTH and event.size.height >= MIN_HEIGHT
+        covered = isinstance(self.screen, TooSmallScreen)
+        if fits and covered:
+            self.pop_screen()
+        elif not fits and not covered:
+            self.push_screen(TooSmallScreen(MIN_WIDTH, MIN_HEIGHT))
+
+    def _handle_signals(self) -> None:
+        """Without these, Python dies on the spot and leaves the terminal in the alternate screen."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
+                loop.add_signal_handler(number, self._quit_on_signal, number)
+
+    def _quit_on_signal(self, number: signal.Signals) -> None:
+        interrupted = number is signal.SIGINT
+        self.exit(return_code=int(ExitCode.INTERRUPTED) if interrupted else 128 + number)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """An exception nobody caught: keep a report, then let Textual restore the terminal and end."""
+        if self.crash_report is None:
+            with contextlib.suppress(OSError):
+                self.crash_report = _write_crash_report(error)
+        super()._handle_exception(error)
+
+
+def _write_crash_report(error: BaseException) -> Path:
+    folder = home() / "crashes"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / time.strftime("app-%Y%m%d-%H%M%S.txt")
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return path
+
+
+def main(run_id: str | None = None) -> int:
+    """Run the app, opened on a run if one is named; returns the process's exit code."""
+    app = AwqApp(run_id)
+    app.run()
+    if app.crash_report is not None:
+        app.error_console.print(
+            f"awq-tui stopped because of a bug of its own; the report is in {app.crash_report}. Runs are not affected.",
+            markup=False,
+            highlight=False,
+        )
+    return app.return_code or 0

@@ -1,0 +1,298 @@
+"""Every model a person could pick, as one list: bundled demo, finished runs, folders, the Hub's cache, the Hub.
+
+No Textual here. All functions block (disk or network) and are called off the event loop. A folder that cannot be used
+becomes an entry with a `problem`, never an exception. huggingface_hub is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
+from awq_engine.errors import AwqError
+from awq_engine.hub_errors import hub_errors
+from awq_engine.report import REPORT_NAME
+from awq_tui.run_book import RunSummary
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.utils import CachedRepoInfo
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SCAN_DEPTH = 2
+"""Folders are looked into this deep: `~/models/org/name` is found."""
+MAX_FOLDERS = 500
+"""A scan stops after this many folders, so that starting in a home directory stays cheap."""
+HUB_RESULTS = 30
+HUB_FIELDS = ["safetensors", "gated", "downloads", "config", "tags", "pipeline_tag", "library_name"]
+HUB_QUANTIZED_TAGS = ("awq", "gptq", "gguf", "bitsandbytes", "compressed-tensors", "exl2", "mlx")
+PACKED_DTYPES = {"I32", "U8", "I8"}
+SHORT_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F64": "fp64"}
+
+
+class Where(StrEnum):
+    """Where a model was found; the first column."""
+
+    DEMO = "demo"
+    RESULT = "result"
+    """The output of a finished run."""
+    DISK = "disk"
+    CACHE = "cache"
+    HUB = "hub"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model."""
+
+    where: Where
+    name: str
+    model: str
+    """What a run's config or a chat names it by: a folder or a Hub id."""
+    path: Path | None = None
+    """Its folder on this machine; None on the Hub."""
+    arch: str = ""
+    parameters: int | None = None
+    dtype: str = ""
+    nbytes: int | None = None
+    quantized: str = ""
+    """`awq 4-bit`, or empty for an original."""
+    gated: bool = False
+    """The Hub wants a licence accepted first."""
+    downloads: int | None = None
+    """Last 30 days, Hub only."""
+    has_report: bool = False
+    """awq-tui made it, so there are statistics to inspect."""
+    problem: str = ""
+    """A sentence, when the model cannot be used."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.where}:{self.model}"
+
+    def matches(self, query: str) -> bool:
+        """Whether every word of the query is somewhere in what the list shows."""
+        text = f"{self.where} {self.name} {self.arch} {self.quantized} {self.dtype}".lower()
+        return all(word in text for word in query.lower().split())
+
+
+def demo_entry() -> Entry:
+    """The model inside this package."""
+    path = Path(str(importlib.resources.files("awq_engine") / "data" / "demo-model"))
+    return replace(describe_folder(path, Where.DEMO), name="demo stories (bundled)")
+
+
+def result_entries(summaries: Iterable[RunSummary]) -> list[Entry]:
+    """The outputs of finished runs that still exist, newest first."""
+    outputs = dict.fromkeys(output for summary in summaries if (output := summary.output) is not None)
+    return [describe_folder(output, Where.RESULT) for output in outputs]
+
+
+def folder_entries(roots: Sequence[Path]) -> list[Entry]:
+    """The model folders in and under `roots`, each once, in order of discovery."""
+    found = dict.fromkeys(path for root in roots for path in find_model_folders(root))
+    return [describe_folder(path, Where.DISK) for path in found]
+
+
+def default_roots(folders: Iterable[str] = ()) -> list[Path]:
+    """Where to look: the current directory, ~/models and the folders the person added."""
+    return [Path.cwd(), Path.home() / "models", *(Path(folder).expanduser() for folder in folders)]
+
+
+def find_model_folders(root: Path) -> list[Path]:
+    """Folders at or under `root`, at most `SCAN_DEPTH` deep, that hold a model or the ruins of one."""
+    found: list[Path] = []
+    level = [root.absolute()]
+    budget = MAX_FOLDERS
+    for _ in range(SCAN_DEPTH + 1):
+        deeper: list[Path] = []
+        for folder in level[:budget]:
+            names, children = _list_folder(folder)
+            if _looks_like_model(folder, names):
+                found.append(folder.resolve())
+            else:
+                deeper += children
+        budget -= len(level)
+        level = deeper
+        if budget <= 0:
+            break
+    return found
+
+
+def _list_folder(folder: Path) -> tuple[set[str], list[Path]]:
+    """The names in a folder and its visible sub-folders; both empty when it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(((entry.name, entry.is_dir()) for entry in entries), key=lambda item: item[0].lower())
+    except OSError:
+        return set(), []
+    return {name for name, _ in listed}, [folder / name for name, is_dir in listed if is_dir and name[0] not in "._"]
+
+
+def _looks_like_model(folder: Path, names: set[str]) -> bool:
+    weights = any(name.endswith(WEIGHT_SUFFIXES) for name in names)
+    if "config.json" not in names:
+        return "model.safetensors" in names or "model.safetensors.index.json" in names
+    if weights or "model.safetensors.index.json" in names:
+        return True
+    try:
+        with (folder / "config.json").open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    return b'"model_type"' in head or b'"architectures"' in head
+
+
+def describe_folder(path: Path, where: Where, name: str | None = None, model: str | None = None) -> Entry:
+    """The entry of a model folder; one that cannot be read says why."""
+    entry = Entry(where, name or path.name, model or str(path), path)
+    try:
+        checkpoint = read_checkpoint(path)
+        return replace(
+            entry,
+            arch=checkpoint.model_type,
+            parameters=logical_parameters(checkpoint),
+            dtype=SHORT_DTYPES.get(checkpoint.main_dtype, checkpoint.main_dtype.lower()),
+            nbytes=checkpoint.nbytes,
+            quantized=_quantization_label(checkpoint.config),
+            has_report=(path / REPORT_NAME).is_file(),
+        )
+    except AwqError as error:
+        return replace(entry, problem=str(error))
+    except OSError as error:
+        return replace(entry, problem=f"{path} cannot be read: {error.strerror or error}.")
+
+
+def logical_parameters(checkpoint: Checkpoint) -> int:
+    """Weights as the model's makers count them: a packed integer word holds several, its scales none."""
+    if checkpoint.quantization is None:
+        return checkpoint.parameters
+    bits = _integer(checkpoint.quantization, "bits") or _integer(checkpoint.quantization, "w_bit") or 4
+    names = checkpoint.tensors
+    total = 0
+    for name, tensor in names.items():
+        stem, _, kind = name.rpartition(".")
+        packed = f"{stem}.qweight" in names
+        if packed and kind == "qweight":
+            total += tensor.numel * (32 // bits)
+        elif not packed or kind == "bias":
+            total += tensor.numel
+    return total
+
+
+def _quantization_label(config: dict[str, Any]) -> str:
+    """`awq 4-bit` for a quantized model, else empty."""
+    found = config.get("quantization_config")
+    if not isinstance(found, dict):
+        return ""
+    method = str(found.get("quant_method") or "quantized")
+    bits = _integer(found, "bits") or _integer(found, "w_bit")
+    return f"{method} {bits}-bit" if bits else method
+
+
+def facts(checkpoint: Checkpoint) -> list[str]:
+    """Short lines about a model's shape; what its config does not say is left out."""
+    nested = checkpoint.config.get("text_config")
+    config = nested if isinstance(nested, dict) else checkpoint.config
+    heads, kv_heads = _integer(config, "num_attention_heads", "n_head"), _integer(config, "num_key_value_heads")
+    grouped = heads and kv_heads and heads != kv_heads
+    shape = [
+        ("hidden", _integer(config, "hidden_size", "n_embd", "d_model")),
+        ("mlp", _integer(config, "intermediate_size", "n_inner")),
+        ("heads", f"{heads}/{kv_heads} (GQA)" if grouped else heads),
+    ]
+    reach = [
+        ("blocks", _integer(config, "num_hidden_layers", "n_layer")),
+        ("vocabulary", _integer(config, "vocab_size")),
+        ("context", _integer(config, "max_position_embeddings", "n_positions")),
+    ]
+    lines = (" · ".join(f"{name} {value}" for name, value in pairs if value) for pairs in (reach, shape))
+    return [line for line in lines if line]
+
+
+def _integer(config: dict[str, Any], *names: str) -> int | None:
+    return next((value for name in names if type(value := config.get(name)) is int), None)
+
+
+def cache_entries() -> list[Entry]:
+    """The models in the Hugging Face cache, by name; an absent cache is an empty one."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return []
+    models = (repo for repo in repos if repo.repo_type == "model")
+    return list(_describe_cached(sorted(models, key=lambda repo: repo.repo_id.lower())))
+
+
+def _describe_cached(repos: Iterable[CachedRepoInfo]) -> Iterator[Entry]:
+    """One entry per repository that holds (or was going to hold) weights, from its newest revision."""
+    for repo in repos:
+        revisions = sorted(repo.revisions, key=lambda revision: revision.last_modified, reverse=True)
+        main = [revision for revision in revisions if "main" in revision.refs]
+        for revision in (main or revisions)[:1]:
+            names = {file.file_name for file in revision.files}
+            if _looks_like_model(revision.snapshot_path, names):
+                yield describe_folder(revision.snapshot_path, Where.CACHE, repo.repo_id, repo.repo_id)
+
+
+def search_hub(query: str) -> list[Entry]:
+    """The most downloaded text models on the Hub that fit the query.
+
+    Raises `NetworkError` with a sentence: offline, refused, broken.
+    """
+    with hub_errors("the model search"):
+        from huggingface_hub import HfApi
+
+        found = HfApi().list_models(
+            search=query, filter="safetensors", sort="downloads", limit=HUB_RESULTS,
+            expand=HUB_FIELDS,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+        return [_describe_hub(info) for info in itertools.islice(found, HUB_RESULTS)]
+
+
+def _describe_hub(info: ModelInfo) -> Entry:
+    config = info.config if isinstance(info.config, dict) else {}
+    stored = info.safetensors.parameters if info.safetensors else {}
+    main = max(stored, key=lambda dtype: stored[dtype], default="")
+    label = _quantization_label(config) or _quantized_by_tag(info.tags or ())
+    if not label and main in PACKED_DTYPES:
+        label = "quantized"
+    return Entry(
+        where=Where.HUB,
+        name=info.id,
+        model=info.id,
+        arch=str(config.get("model_type", "")),
+        parameters=None if label else (info.safetensors.total if info.safetensors else None),
+        dtype=SHORT_DTYPES.get(main, main.lower()),
+        nbytes=sum(n * DTYPE_BYTES.get(dtype, 2) for dtype, n in stored.items()) or None,
+        quantized=label,
+        gated=bool(info.gated),
+        downloads=info.downloads,
+    )
+
+
+def _quantized_by_tag(tags: Iterable[str]) -> str:
+    lowered = {tag.lower() for tag in tags}
+    return next((tag for tag in HUB_QUANTIZED_TAGS if tag in lowered), "")
+
+
+def merge(*lists: Iterable[Entry]) -> list[Entry]:
+    """One list in the given order, each folder and each Hub id once: what is here hides what is only on the Hub."""
+    kept: dict[str, Entry] = {}
+    seen: set[str] = set()
+    for entry in itertools.chain(*lists):
+        names = {entry.model} | ({str(entry.path.resolve())} if entry.path else set())
+        if not names & seen:
+            kept[entry.key] = entry
+            seen |= names
+    return list(kept.values())

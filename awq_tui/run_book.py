@@ -1,0 +1,77 @@
+"""All runs at a glance, followed cheaply: each refresh reads only what the journals gained since the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq_engine.config import RunFile
+from awq_engine.errors import AwqError
+from awq_engine.journal import JournalReader
+from awq_engine.runs import Run, RunStatus, list_runs
+from awq_engine.state import Phase, RunState, reduce
+
+_ENDINGS = {Phase.DONE: RunStatus.DONE, Phase.CANCELLED: RunStatus.CANCELLED, Phase.FAILED: RunStatus.FAILED}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of the runs screen."""
+
+    run: Run
+    status: RunStatus
+    state: RunState
+    file: RunFile | None
+    """None when `run.json` cannot be read; `problem` says why."""
+    problem: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.status is RunStatus.RUNNING
+
+    @property
+    def model_name(self) -> str:
+        """The last part of the model's folder or Hub id."""
+        return Path(self.file.config.model).name if self.file else self.run.id
+
+    @property
+    def output(self) -> Path | None:
+        """The finished checkpoint's folder, while it exists."""
+        if self.status is not RunStatus.DONE or self.file is None:
+            return None
+        output = (self.state.result or {}).get("output", self.file.config.output)
+        return Path(output) if isinstance(output, str) and Path(output).is_dir() else None
+
+
+class RunBook:
+    """Remembers how far each journal was read. Not safe to refresh from two threads at once."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Path, _Entry] = {}
+
+    def refresh(self) -> tuple[RunSummary, ...]:
+        """Every run, newest first."""
+        runs = list_runs()
+        self._entries = {run.path: self._entries.get(run.path) or _Entry(run) for run in runs}
+        return tuple(entry.summarize() for entry in self._entries.values())
+
+
+class _Entry:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._reader: JournalReader = run.reader()
+        self._state = RunState()
+        self._file: RunFile | None = None
+        self._problem = ""
+        try:
+            self._file = run.file()
+        except AwqError as error:
+            self._problem = str(error)
+
+    def summarize(self) -> RunSummary:
+        """The lock is looked at before the journal: an engine that ends in between has then written its last word."""
+        locked = self._run.is_locked()
+        for record in self._reader.read():
+            self._state = reduce(self._state, record)
+        status = RunStatus.RUNNING if locked else _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED)
+        return RunSummary(self._run, status, self._state, self._file, self._problem)

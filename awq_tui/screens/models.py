@@ -1,0 +1,229 @@
+"""What have I got, what could I get, will it fit?  One list over demo, results, folders, cache and Hub."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from awq_engine.errors import NetworkError
+from awq_engine.estimate import Speed, measured_speed
+from awq_engine.sanitize import plain
+from awq_tui import catalog
+from awq_tui.background import in_thread
+from awq_tui.catalog import Entry, Where
+from awq_tui.details import look_into
+from awq_tui.run_book import RunSummary
+from awq_tui.screens.section import SectionScreen
+from awq_tui.widgets.model_details import ModelDetails
+from awq_tui.widgets.model_table import ModelTable
+
+DEBOUNCE = 0.3
+"""Seconds without a keystroke before the Hub is asked."""
+MIN_QUERY = 2
+"""Characters before the Hub is asked."""
+
+
+class FindInput(Input):
+    """Narrows the list while typing."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down,enter", "screen.list", "To the list", key_display="↓", id="models.list"),
+        Binding("escape", "screen.clear_find", "Clear", id="models.clear"),
+    ]
+
+
+class ModelsScreen(SectionScreen):
+    """The first screen."""
+
+    CSS_PATH = "models.tcss"
+    AUTO_FOCUS = "#models"
+    HELP = """Pick a model: enter goes on to choose how it is quantized.
+The list holds the bundled demo, results of finished runs, model folders in the current directory and in ~/models, the
+Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized, ⊘ wants a licence accepted first."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "find", "Find", key_display="/", id="models.find", tooltip="Narrow the list; search the Hub."),
+        Binding("c", "chat", "Chat", id="models.chat", tooltip="Talk to the model as it is."),
+        Binding("i", "inspect", "Inspect", id="models.inspect", tooltip="Per-layer statistics of a result."),
+        Binding("a", "add", "Type a path", id="models.add", tooltip="Add a folder, or name a model on the Hub."),
+        Binding("r", "rescan", "Rescan", id="models.rescan", show=False, tooltip="Look for models again."),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._results: list[Entry] = []
+        self._folders: list[Entry] = []
+        self._cache: list[Entry] = []
+        self._hub: list[Entry] = []
+        self._demo: list[Entry] = []
+        self._outputs: tuple[Path, ...] = ()
+        self._speed: Speed | None = None
+
+    def body(self) -> ComposeResult:
+        with Horizontal(id="find-bar"):
+            yield Static("Find", id="find-label", markup=False)
+            yield FindInput(placeholder="name, or org/name on the Hub", id="find", compact=True)
+            yield Static(id="badge", markup=False)
+        with Horizontal(id="panes"):
+            with Vertical(id="list", classes="pane"):
+                yield ModelTable(id="models")
+            with VerticalScroll(id="details-pane", classes="pane", can_focus=False):
+                yield ModelDetails(id="details")
+
+    def on_mount(self) -> None:
+        self.query_one("#list").border_title = "Models"
+        self.action_rescan()
+        self.watch(self.awq, "summaries", self._runs_changed)
+
+    @property
+    def table(self) -> ModelTable:
+        return self.query_one(ModelTable)
+
+    # finding models
+
+    def action_rescan(self) -> None:
+        """Look at the disk and the cache again."""
+        self.run_worker(self._scan, group="scan", exclusive=True, exit_on_error=False)
+
+    async def _scan(self) -> None:
+        self._demo = [await in_thread(catalog.demo_entry)]
+        self._refresh()
+        self._speed = await in_thread(measured_speed)
+        self._describe()
+        roots = catalog.default_roots(self.awq.settings.folders)
+        self._folders = await in_thread(catalog.folder_entries, roots)
+        self._refresh()
+        self._cache = await in_thread(catalog.cache_entries)
+        self._refresh()
+
+    def _runs_changed(self, summaries: tuple[RunSummary, ...]) -> None:
+        outputs = tuple(output for summary in summaries if (output := summary.output) is not None)
+        if outputs != self._outputs:
+            self._outputs = outputs
+            self.run_worker(
+                partial(self._list_results, summaries), group="results", exclusive=True, exit_on_error=False
+            )
+
+    async def _list_results(self, summaries: tuple[RunSummary, ...]) -> None:
+        self._results = await in_thread(catalog.result_entries, summaries)
+        self._refresh()
+
+    @on(Input.Changed, "#find")
+    def _query_changed(self, event: Input.Changed) -> None:
+        self._hub = []
+        self._show_badge("")
+        self._refresh()
+        self.run_worker(partial(self._search, event.value.strip()), group="hub", exclusive=True, exit_on_error=False)
+
+    async def _search(self, query: str) -> None:
+        if len(query) < MIN_QUERY:
+            return
+        await asyncio.sleep(DEBOUNCE)
+        self._show_badge("searching the Hub…")
+        try:
+            self._hub = await in_thread(catalog.search_hub, query)
+        except NetworkError as error:
+            self._show_badge("⚠ Hub offline", str(error))
+            return
+        self._show_badge(f"{len(self._hub)} on the Hub")
+        self._refresh()
+
+    def _show_badge(self, text: str, why: str = "") -> None:
+        badge = self.query_one("#badge", Static)
+        badge.update(text)
+        badge.tooltip = Content(plain(why)) if why else None
+
+    def _refresh(self) -> None:
+        query = self.query_one("#find", Input).value
+        local = catalog.merge(self._demo, self._results, self._folders, self._cache)
+        shown = [entry for entry in local if entry.matches(query)]
+        self.table.show(catalog.merge(shown, (entry for entry in self._hub if not _is_among(entry, local))))
+        self.query_one("#list").border_subtitle = f"{self.table.row_count} models"
+        self._describe()
+
+    # the model under the cursor
+
+    @on(ModelTable.RowHighlighted)
+    def _describe(self) -> None:
+        self.refresh_bindings()
+        self.run_worker(partial(self._look, self.table.current), group="details", exclusive=True, exit_on_error=False)
+
+    async def _look(self, entry: Entry | None) -> None:
+        details = await in_thread(look_into, entry, self._speed) if entry else None
+        self.query_one(ModelDetails).show(details)
+
+    @on(ModelTable.RowSelected)
+    def _configure(self) -> None:
+        entry = self.table.current
+        if entry is None:
+            return
+        if entry.problem:
+            self.awq.show_error("This model cannot be used", entry.problem)
+        elif entry.quantized:
+            self.notify(f"{entry.name} is already quantized ({entry.quantized}). Press c to chat with it.")
+        else:
+            self.awq.open_configure(entry)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Chat and Inspect are dimmed where they cannot work."""
+        if action not in ("chat", "inspect") or not self.is_mounted:
+            return True
+        entry = self.table.current
+        possible = entry is not None and not entry.problem and (action == "chat" or entry.has_report)
+        return True if possible else None
+
+    def action_chat(self) -> None:
+        if entry := self.table.current:
+            self.awq.open_chat(entry.model)
+
+    def action_inspect(self) -> None:
+        if (entry := self.table.current) and entry.path:
+            self.awq.open_inspect(entry.path)
+
+    # keys
+
+    def action_find(self) -> None:
+        self.query_one("#find", Input).focus()
+
+    def action_list(self) -> None:
+        self.table.focus()
+
+    def action_clear_find(self) -> None:
+        find = self.query_one("#find", Input)
+        if find.value:
+            find.value = ""
+        else:
+            self.table.focus()
+
+    def action_add(self) -> None:
+        from awq_tui.screens.path import PathModal
+
+        self.app.push_screen(PathModal(), self._added)
+
+    def _added(self, entries: list[Entry] | None) -> None:
+        """Remember the folder, show its models first, and put the cursor on the first."""
+        if not entries:
+            return
+        if entries[0].path is not None:
+            folders = [str(entry.path) for entry in entries if entry.path]
+            known = self.awq.settings.folders
+            self.awq.update_settings(folders=(*known, *(folder for folder in folders if folder not in known)))
+        if entries[0].where is Where.HUB:
+            self._hub = catalog.merge(entries, self._hub)
+        else:
+            self._folders = catalog.merge(entries, self._folders)
+        self._refresh()
+        self.table.select(entries[0].key)
+        self.table.focus()
+
+
+def _is_among(entry: Entry, local: list[Entry]) -> bool:
+    return any(other.model == entry.model for other in local)

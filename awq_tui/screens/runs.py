@@ -1,0 +1,246 @@
+"""Every run, live or past: what it is doing, how far it is, and what can be done with it."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import DataTable, Static
+
+from awq_engine.errors import AwqError
+from awq_engine.format import preset_label, share, size
+from awq_engine.runs import RunStatus
+from awq_engine.sanitize import plain
+from awq_tui.background import in_thread
+from awq_tui.run_book import RunSummary
+from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.screens.section import SectionScreen
+
+GLYPHS = {
+    RunStatus.RUNNING: "●",
+    RunStatus.DONE: "✓",
+    RunStatus.CANCELLED: "■",
+    RunStatus.FAILED: "✗",
+    RunStatus.INTERRUPTED: "⚠",
+}
+COLOURS = {
+    RunStatus.RUNNING: "primary",
+    RunStatus.DONE: "success",
+    RunStatus.CANCELLED: "warning",
+    RunStatus.FAILED: "error",
+    RunStatus.INTERRUPTED: "warning",
+}
+WIDTHS = {"status": 13, "recipe": 20, "progress": 16, "age": 8}
+MIN_MODEL_WIDTH = 12
+BAR = 10
+"""Cells of the progress bar."""
+ACTIONS: dict[str, tuple[RunStatus, ...]] = {
+    "resume": (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED),
+    "cancel": (RunStatus.RUNNING,),
+    "delete": (RunStatus.DONE, RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED),
+    "inspect": tuple(RunStatus),
+    "chat": (RunStatus.DONE,),
+}
+"""In which states of a run a key means something."""
+
+
+class RunTable(DataTable[Text]):
+    """The list; enter opens the run under the cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Open", id="runs.open", tooltip="Watch it live, or look back at it."),
+    ]
+
+
+class RunsScreen(SectionScreen):
+    """Drawn from the app's run summaries only."""
+
+    CSS_PATH = "runs.tcss"
+    HELP = """All runs, newest first. A run works on without this app: close the terminal, come back, and it is here.
+An interrupted, cancelled or failed run goes on from its last finished block when you resume it."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("i", "inspect", "Inspect", id="runs.inspect", tooltip="Statistics of the layers finished so far."),
+        Binding("c", "chat", "Chat", id="runs.chat", tooltip="Talk to the finished result."),
+        Binding("r", "resume", "Resume", id="runs.resume", tooltip="Go on from the last finished block."),
+        Binding("x", "cancel", "Cancel", id="runs.cancel", tooltip="Stop after the present step; it can be resumed."),
+        Binding("d,delete", "delete", "Delete", id="runs.delete", tooltip="Delete the run, never its output folder."),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._summaries: tuple[RunSummary, ...] = ()
+
+    def body(self) -> ComposeResult:
+        with Vertical(id="run-list", classes="pane") as pane:
+            pane.border_title = "Runs"
+            yield RunTable(cursor_type="row")
+            yield Static("No runs yet. Press 1 and pick a model.", id="no-runs", markup=False)
+        yield Static(id="run-note", classes="notice", markup=False)
+
+    def on_mount(self) -> None:
+        self.table.focus()
+        self.watch(self.awq, "summaries", self._show)
+
+    @property
+    def table(self) -> RunTable:
+        return self.query_one(RunTable)
+
+    @property
+    def current(self) -> RunSummary | None:
+        """The run under the cursor."""
+        row = self.table.cursor_row
+        return self._summaries[row] if 0 <= row < len(self._summaries) else None
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fill)
+
+    def _show(self, summaries: tuple[RunSummary, ...]) -> None:
+        before = self.current
+        self._summaries = summaries
+        self._fill()
+        for row, summary in enumerate(summaries):
+            if before is not None and summary.run == before.run:
+                self.table.move_cursor(row=row, animate=False)
+        self._note()
+
+    def _fill(self) -> None:
+        """Draw all rows anew; there are few, and every width may have changed."""
+        table, row = self.table, self.table.cursor_row
+        others = sum(WIDTHS.values()) + 2 * table.cell_padding * (len(WIDTHS) + 1) + 2
+        model_width = max(MIN_MODEL_WIDTH, table.size.width - others)
+        table.clear(columns=True)
+        for name, width in {"status": WIDTHS["status"], "model": model_width, **WIDTHS}.items():
+            table.add_column(name, width=width, key=name)
+        now = time.time()
+        for summary in self._summaries:
+            table.add_row(*self._cells(summary, now, model_width), key=summary.run.id)
+        table.move_cursor(row=row, animate=False)
+        self.set_class(not self._summaries, "-empty")
+
+    def _cells(self, summary: RunSummary, now: float, model_width: int) -> list[Text]:
+        colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
+        model = Text(plain(summary.model_name))
+        model.truncate(model_width, overflow="ellipsis")
+        return [
+            Text(f"{GLYPHS[summary.status]} {summary.status}", colour),
+            model,
+            Text(recipe(summary)),
+            Text(progress(summary), colour if summary.running else ""),
+            Text(age(now - summary.file.created) if summary.file else "", "dim", justify="right"),
+        ]
+
+    @on(RunTable.RowHighlighted)
+    def _note(self) -> None:
+        self.refresh_bindings()
+        summary = self.current
+        self.query_one("#run-note", Static).update(note(summary) if summary else "")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A key that means nothing for the run under the cursor is dimmed."""
+        if action not in ACTIONS or not self.is_mounted:
+            return True
+        summary = self.current
+        return True if summary and summary.status in ACTIONS[action] else None
+
+    # keys
+
+    @on(RunTable.RowSelected)
+    def _open(self) -> None:
+        if summary := self.current:
+            self.awq.open_run(summary.run)
+
+    def action_inspect(self) -> None:
+        if summary := self.current:
+            self.awq.open_inspect(summary.run)
+
+    def action_chat(self) -> None:
+        summary = self.current
+        if summary is None:
+            return
+        if summary.output is None:
+            self.notify("The output folder of this run is gone.", severity="warning")
+        else:
+            self.awq.open_chat(str(summary.output))
+
+    async def action_resume(self) -> None:
+        if (summary := self.current) is None:
+            return
+        try:
+            await in_thread(self.awq.start_engine, summary.run)
+        except (AwqError, OSError) as error:
+            self.awq.show_failure(error)
+        else:
+            self.awq.open_run(summary.run)
+
+    def action_cancel(self) -> None:
+        if summary := self.current:
+            summary.run.request_cancel()
+            self.notify(f"{summary.model_name} stops after the present step. r resumes it later.")
+
+    def action_delete(self) -> None:
+        if (summary := self.current) is None:
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._delete(summary)
+
+        kept = f"\nIts result in {summary.output} stays." if summary.output else ""
+        question = f"Delete the run {summary.run.id} and its finished blocks?{kept}"
+        self.app.push_screen(ConfirmModal(plain(question), "Delete"), answered)
+
+    def _delete(self, summary: RunSummary) -> None:
+        try:
+            summary.run.remove()
+        except (AwqError, OSError) as error:
+            self.awq.show_failure(error)
+
+
+def recipe(summary: RunSummary) -> str:
+    """`W4 g128 balanced`."""
+    if summary.file is None:
+        return "unreadable"
+    config = summary.file.config
+    return preset_label(config.bits, config.group_size, config.preset, method=config.method, symmetric=config.symmetric)
+
+
+def progress(summary: RunSummary) -> str:
+    """A bar and a percentage."""
+    fraction = summary.state.fraction()
+    filled = round(BAR * fraction)
+    return f"{'━' * filled}{'·' * (BAR - filled)} {share(fraction):>5}"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit: `12 s`, `5 min`, `3 h`, `2 d`."""
+    for limit, unit, divisor in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600)):
+        if seconds < limit:
+            return f"{max(0, int(seconds // divisor))} {unit}"
+    return f"{int(seconds // 86400)} d"
+
+
+def note(summary: RunSummary) -> str:
+    """One line about the run under the cursor: the problem, the result, or what it is doing."""
+    state = summary.state
+    if summary.problem:
+        return plain(summary.problem)
+    if state.error and summary.status is RunStatus.FAILED:
+        return plain(f"✗ {state.error.message}")
+    if summary.status is RunStatus.DONE:
+        bits = (state.result or {}).get("bits_per_weight")
+        after = (state.result or {}).get("bytes_after")
+        parts = [f"{bits:.2f} bits/weight" if isinstance(bits, float) else "", size(after) if after else ""]
+        where = str(summary.output or "the output folder is gone")
+        return plain(" · ".join(part for part in (*parts, where) if part))
+    blocks = f"{len(state.blocks)} of {state.n_blocks} blocks" if state.n_blocks else ""
+    return plain(" · ".join(part for part in (f"{state.phase}", blocks, summary.run.id) if part))
+
+
+def rich_colour(variable: str) -> str:
+    """A theme colour as Rich spells it; the ANSI themes say `ansi_green` where Rich says `green`."""
+    return variable.removeprefix("ansi_").split(" ")[0]

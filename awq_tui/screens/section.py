@@ -1,0 +1,38 @@
+"""What the screens of the app have in common: the bar on top, the footer, and failures shown instead of fatal."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widgets import Footer
+from textual.worker import Worker, WorkerState
+
+from awq_tui.app import AwqApp
+from awq_tui.widgets.top_bar import TopBar
+
+
+class SectionScreen(Screen[None]):
+    """Subclasses say in `HELP` what they are for and compose their `body`."""
+
+    HELP: ClassVar[str | None] = None
+
+    def compose(self) -> ComposeResult:
+        yield TopBar()
+        yield from self.body()
+        yield Footer(show_command_palette=False)
+
+    def body(self) -> ComposeResult:
+        """Everything between the bar and the footer."""
+        yield from ()
+
+    @property
+    def awq(self) -> AwqApp:
+        """The app, as the type it is."""
+        assert isinstance(self.app, AwqApp)
+        return self.app
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            self.awq.show_failure(event.worker.error)

@@ -1,0 +1,49 @@
+"""What the app remembers between starts: theme, keymap and extra model folders, in `settings.json` beside the runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from awq_engine.runs import home, write_atomically
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every field has a default, so an absent or damaged file is simply the defaults."""
+
+    theme: str = "awq-dark"
+    folders: tuple[str, ...] = ()
+    """Model folders, or folders of model folders, that the person entered."""
+    keymap: dict[str, str] = field(default_factory=dict)
+    """Binding id -> keys, comma separated; the help screen shows the ids."""
+
+
+def settings_path() -> Path:
+    return home() / "settings.json"
+
+
+def load_settings() -> Settings:
+    """The stored settings; fields that cannot be read keep their defaults."""
+    try:
+        data = json.loads(settings_path().read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return Settings()
+    if not isinstance(data, dict):
+        return Settings()
+    theme, folders, keymap = data.get("theme"), data.get("folders"), data.get("keymap")
+    defaults = Settings()
+    return Settings(
+        theme=theme if isinstance(theme, str) else defaults.theme,
+        folders=tuple(item for item in folders if isinstance(item, str)) if isinstance(folders, list) else (),
+        keymap={str(key): str(value) for key, value in keymap.items()} if isinstance(keymap, dict) else {},
+    )
+
+
+def save_settings(settings: Settings) -> None:
+    """Write the settings whole or not at all; raises `OSError`."""
+    path = settings_path()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(path, (json.dumps(dataclasses.asdict(settings), indent=2) + "\n").encode())

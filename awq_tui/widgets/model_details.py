@@ -1,0 +1,91 @@
+"""The pane beside the list: what the model is, and what it would become."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from awq_engine.format import count, duration, size
+from awq_engine.sanitize import plain
+from awq_tui.catalog import Entry, Where
+from awq_tui.details import Details
+
+ORIGINS = {
+    Where.DEMO: "bundled with awq-tui",
+    Where.RESULT: "made by awq-tui",
+    Where.DISK: "on this disk",
+    Where.CACHE: "in the Hugging Face cache",
+    Where.HUB: "on the Hugging Face Hub, not downloaded",
+}
+COLUMN = 10
+ONE_LINE_WIDTH = 56
+"""Cells from which size before and after fit beside the heading."""
+
+
+class ModelDetails(Static):
+    """Drawn from one `Details`; everything from outside goes through `plain` and is never markup."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, markup=False)
+
+        self._details: Details | None = None
+
+    def show(self, details: Details | None) -> None:
+        """Describe one model, or say that none is chosen."""
+        self._details = details
+        self.on_resize()
+
+    def on_resize(self) -> None:
+        width = self.size.width
+        self.update(draw(self._details, width) if self._details else Content.styled("No model chosen.", "dim"))
+
+
+def draw(details: Details, width: int) -> Content:
+    """The pane's text for a pane of `width` cells."""
+    entry = details.entry
+    lines = [Content.styled(plain(entry.name), "bold"), Content.styled(_origin(entry), "dim")]
+    lines += [Content(plain(fact)) for fact in details.facts]
+    lines += [Content.styled(f"✗ {plain(problem)}", "$text-error") for problem in details.problems]
+    lines += _marks(entry)
+    if details.forecasts:
+        lines += _forecast(details, width)
+    return Content("\n").join(lines)
+
+
+def _origin(entry: Entry) -> str:
+    where = f" · {plain(str(entry.path))}" if entry.path and entry.where is Where.DISK else ""
+    downloads = f" · {count(entry.downloads)} downloads a month" if entry.downloads else ""
+    return ORIGINS[entry.where] + where + downloads
+
+
+def _marks(entry: Entry) -> list[Content]:
+    lines = []
+    if entry.quantized:
+        lines.append(
+            Content.styled(f"◆ Already quantized ({plain(entry.quantized)}): c chats with it.", "$text-accent")
+        )
+    if entry.has_report:
+        lines.append(Content("i shows its per-layer statistics."))
+    if entry.gated:
+        page = f"huggingface.co/{plain(entry.model)}"
+        lines.append(Content.styled(f"⊘ Gated: accept the licence at {page}, then `hf auth login`.", "$text-warning"))
+    if entry.where is Where.HUB and entry.parameters and not entry.quantized:
+        about = size(entry.parameters * 4.7 / 8)
+        lines.append(Content(f"{size(entry.nbytes)} to download; roughly {about} after W4 g128."))
+    return lines
+
+
+def _forecast(details: Details, width: int) -> list[Content]:
+    first = details.forecasts[0][1]
+    group = "row" if details.group_size == -1 else f"g{details.group_size}"
+    result = f"{size(first.bytes_before)} → {size(first.bytes_after)} · {first.bits_per_weight:.2f} bits/weight"
+    presets = "".join(f"{preset:>{COLUMN}}" for preset, _ in details.forecasts)
+    memory = "".join(f"{size(forecast.peak_host_bytes):>{COLUMN}}" for _, forecast in details.forecasts)
+    times = "".join(f"{'~' + duration(forecast.seconds):>{COLUMN}}" for _, forecast in details.forecasts)
+    return [
+        Content.assemble((f"after W4 {group}", "bold $accent"), "   " if width >= ONE_LINE_WIDTH else "\n", result),
+        Content.assemble(f"{'':7}", (presets, "dim")),
+        Content(f"{'memory':<7}{memory}"),
+        Content(f"{'time':<7}{times}"),
+        Content.styled(f"time is {plain(first.speed.source)}", "dim"),
+    ]

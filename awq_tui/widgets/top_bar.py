@@ -1,0 +1,83 @@
+"""The bar on top of every screen: the sections with their keys, running runs as a badge, the machine at the right."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from awq_engine.format import size
+from awq_engine.sanitize import plain
+from awq_tui.app import SECTIONS, AwqApp
+from awq_tui.machine import Machine, Memory
+from awq_tui.run_book import RunSummary
+
+
+class SectionTab(Static):
+    """One section's name; a click goes there."""
+
+    ALLOW_SELECT = False
+
+    def __init__(self, number: int, section: str) -> None:
+        super().__init__(markup=False, id=f"tab-{section}")
+        self.section = section
+        self.number = number
+        self.show_running(0)
+
+    def show_running(self, running: int) -> None:
+        badge = f" ●{running}" if running else ""
+        self.update(Content.assemble((f"{self.number} ", "dim"), self.section.capitalize(), (badge, "$success bold")))
+
+    async def on_click(self) -> None:
+        await self.run_action(f"app.section('{self.section}')")
+
+
+class TopBar(Horizontal):
+    """Reads the app's shared state; in another app (a test's) it shows the sections only."""
+
+    DEFAULT_CSS = """
+    TopBar { dock: top; height: 1; background: $panel; }
+    TopBar #brand { width: auto; padding: 0 1; text-style: bold; color: $accent; }
+    TopBar SectionTab { width: auto; padding: 0 1; }
+    TopBar SectionTab:hover { background: $boost; }
+    TopBar SectionTab.-active { background: $primary; color: $block-cursor-foreground; text-style: bold; }
+    TopBar #machine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap; }
+    TopBar:ansi SectionTab.-active { text-style: reverse bold; }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static("awq-tui", id="brand", markup=False)
+        for number, section in enumerate(SECTIONS, start=1):
+            yield SectionTab(number, section)
+        yield Static(id="machine", markup=False)
+
+    def on_mount(self) -> None:
+        mode = self._mode_of_screen()
+        for tab in self.query(SectionTab):
+            tab.set_class(tab.section == mode, "-active")
+        if isinstance(self.app, AwqApp):
+            self.watch(self.app, "summaries", self._show_runs)
+            self.watch(self.app, "machine", self._show_machine)
+
+    def _mode_of_screen(self) -> str:
+        return self.app.current_mode
+
+    def _show_runs(self, summaries: tuple[RunSummary, ...]) -> None:
+        self.query_one("#tab-runs", SectionTab).show_running(sum(summary.running for summary in summaries))
+
+    def _show_machine(self, machine: Machine | None) -> None:
+        self.query_one("#machine", Static).update(describe_machine(machine))
+
+
+def describe_machine(machine: Machine | None) -> str:
+    """`RTX 4090 21.3/24.0 GB · host 14/64 GB`, used of total."""
+    if machine is None:
+        return ""
+    host = f"host {_pair(machine.host)}"
+    return f"{plain(machine.gpu.name)} {_pair(machine.gpu.memory)} · {host}" if machine.gpu else host
+
+
+def _pair(memory: Memory) -> str:
+    used, total = size(memory.used), size(memory.total)
+    return f"{used.split()[0]}/{total}" if used.split()[1] == total.split()[1] else f"{used}/{total}"
