@@ -6,12 +6,11 @@ Nothing here draws; a thread worker calls `poll` and posts what it returns.
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from awq_engine.runs import Run, RunStatus, spawn_engine
+from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState, reduce
 
 LIVE_INTERVAL = 0.15
@@ -33,22 +32,19 @@ class Snapshot:
 
 
 class RunClient:
-    """Follows one run's journal and starts its engine again when asked; use it from one thread at a time."""
+    """Follows one run's journal; use it from one thread at a time."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._reader = run.reader()
         self._state = RunState()
         self._last: Snapshot | None = None
-        self._engine: subprocess.Popen[bytes] | None = None
 
     def poll(self) -> Snapshot | None:
         """The newest snapshot, or None when nothing changed since the last call.
 
         The lock is looked at before the journal is read: whatever a dead engine still wrote has then been read too.
         """
-        if self._engine is not None and self._engine.poll() is not None:
-            self._engine = None
         running = self._run.is_locked()
         for record in self._reader.read():
             self._state = reduce(self._state, record)
@@ -62,10 +58,6 @@ class RunClient:
     def interval(self) -> float:
         """Seconds until `poll` is worth calling again."""
         return LIVE_INTERVAL if self._last is None or self._last.status is RunStatus.RUNNING else IDLE_INTERVAL
-
-    def resume(self) -> None:
-        """Start an engine on this run; `UsageError` when one is at work already."""
-        self._engine = spawn_engine(self._run)
 
     def _status(self, running: bool) -> RunStatus:
         """As `Run.status`, which reads the whole journal; asked only when this client does not know the answer."""

@@ -1,4 +1,4 @@
-"""The AWQ search of one fold: output loss against alpha, on a log axis, with the best point marked and said in words."""
+"""The AWQ search of one fold: output loss against alpha on a log axis, the best point marked and said."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class AlphaCurve(Plot):
 
 
 def best_label(curve: Curve, chars: Glyphs) -> str:
-    """`best α 0.55, 0.63x of no scaling`: the curve's message without looking at the curve."""
+    """`best α 0.55, 0.63x unscaled`: the curve's message without looking at the curve."""
     best = curve.best
     text = f"best {chars.alpha} {curve.alphas[best]:.2f}"
     unscaled = curve.losses[0] if curve.alphas[0] == 0 else 0.0
-    return f"{text}, {fmt.times(curve.losses[best] / unscaled)} of unscaled" if unscaled > 0 else text
+    return f"{text}, {fmt.times(curve.losses[best] / unscaled)} unscaled" if unscaled > 0 else text
 
 
 def point_cells(curve: Curve, width: int, height: int) -> dict[tuple[int, int], bool]:

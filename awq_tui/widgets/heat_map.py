@@ -18,8 +18,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from awq_engine.state import LayerState, RunState
 from awq_engine import format as fmt
+from awq_engine.state import LayerState, RunState
 from awq_tui.widgets.glyphs import Glyphs, glyphs
 
 LayerKey = tuple[int, str]
@@ -61,7 +61,7 @@ class HeatMap(ScrollView, can_focus=True):
         Binding("home", "move(-1000000, 0)", "Layer", id="heat.first", show=False),
         Binding("end", "move(1000000, 0)", "Layer", id="heat.last", show=False),
     ]
-    COMPONENT_CLASSES = {
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
         "heat--head", "heat--idle", "heat--now", "heat--good", "heat--fair", "heat--poor", "heat--bad", "heat--cursor",
     }  # fmt: skip
     DEFAULT_CSS = """
@@ -213,5 +213,5 @@ def ratio_level(ratio: float | None) -> int:
 
 def legend(chars: Glyphs) -> str:
     """What the characters mean, in one line."""
-    ends = [f"{chars.levels[level]} <{upper:g}x" for level, upper in enumerate(LEVELS)]
-    return "  ".join([*ends, f"{chars.levels[-1]} worse"])
+    ends = [f"{chars.levels[level]}<{upper:g}" for level, upper in enumerate(LEVELS)]
+    return " ".join([*ends, f"{chars.levels[-1]} worse"])

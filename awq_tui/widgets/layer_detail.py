@@ -12,13 +12,12 @@ from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widgets import Static
 
-from awq_engine.report import LayerRow, layer_row
-from awq_engine.sanitize import plain
-from awq_engine.state import LayerState
 from awq_engine import format as fmt
+from awq_engine.report import LayerRow, layer_row
+from awq_engine.sanitize import one_line
+from awq_engine.state import LayerState
 from awq_tui.widgets.alpha_curve import AlphaCurve
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.histogram import Histogram
@@ -69,58 +68,82 @@ class LayerDetail(Vertical):
     LayerDetail {
         & > #layer-title { height: 1; text-style: bold; text-wrap: nowrap; text-overflow: ellipsis; }
         & > #layer-plots { height: 1fr; }
-        & > #layer-statistics, & > #layer-losses { height: auto; }
+        & > #layer-numbers { height: auto; }
         & AlphaCurve { margin-right: 1; }
     }
     """
+
+    _view: LayerView | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="layer-title", markup=False)
         with Horizontal(id="layer-plots"):
             yield AlphaCurve(id="layer-curve")
             yield Histogram(id="layer-histogram")
-        yield Static(id="layer-statistics", markup=False)
-        yield Static(id="layer-losses", markup=False)
+        yield Static(id="layer-numbers", markup=False)
 
     def show(self, view: LayerView) -> None:
         """Draw a layer."""
+        self._view = view
         self.query_one("#layer-title", Static).update(view.title)
         self.query_one(AlphaCurve).show(view.curve)
         self.query_one(Histogram).show(view.histogram)
-        self.query_one("#layer-statistics", Static).update(statistics_line(view))
-        self.query_one("#layer-losses", Static).update(losses_line(view))
+        self._show_numbers()
+
+    def on_resize(self) -> None:
+        self._show_numbers()
+
+    def _show_numbers(self) -> None:
+        if self._view is not None:
+            lines = [*fit_parts(statistics(self._view), self.content_size.width), *self._loss_lines(self._view)]
+            self.query_one("#layer-numbers", Static).update("\n".join(lines))
+
+    def _loss_lines(self, view: LayerView) -> list[str]:
+        return fit_parts(loss_chain(view), self.content_size.width, " ")
 
 
-def statistics_line(view: LayerView) -> str:
-    """`mean 1.09  max 6.87 ...`, and the note when there is one."""
+def statistics(view: LayerView) -> list[str]:
+    """`mean 1.09`, `max 6.87`, ..., and the note when there is one."""
     known = view.statistics
+    note = [view.note] if view.note else []
     if not known:
-        return view.note
-    numbers = [f"{name} {fmt.number(known.get(name))}" for name in ("mean", "max", "min", "std")]
-    shares = [
+        return note
+    return [
+        *(f"{name} {fmt.number(known.get(name))}" for name in ("mean", "max", "min", "std")),
         f"max/mean {fmt.times(known.get('max_over_mean'))}",
         f">2x {fmt.share(known.get('share_above_2x'))}",
         f">5x {fmt.share(known.get('share_above_5x'))}",
         f"<0.5x {fmt.share(known.get('share_below_half'))}",
+        *note,
     ]
-    return "  ".join([*numbers, *shares, view.note]).rstrip()
 
 
-def losses_line(view: LayerView) -> Content:
-    """`rounding 4.1e-4 → scale 2.6e-4 → clip 2.4e-4 (0.58x)`, with what happened to weights and output."""
-    steps = list(view.losses.items())
+def loss_chain(view: LayerView) -> list[str]:
+    """`rounding 4.1e-4`, `→ scale 2.6e-4`, ..., the ratio of the last to the first, and what weights and output got."""
+    steps = [(one_line(name), loss) for name, loss in view.losses.items()]
     if not steps:
-        return Content("")
+        return []
     chars = glyphs()
-    chain = f" {chars.arrow} ".join(f"{plain(name)} {fmt.loss(loss)}" for name, loss in steps)
     first, last = steps[0][1], steps[-1][1]
-    ratio = last / first if first > 0 else None
-    style = "$text-success" if ratio is not None and ratio < 1 else "$text-warning"
-    errors = (
-        f"  {chars.delta}weight {fmt.change(view.weight_change)}  {chars.delta}output {fmt.change(view.output_change)}"
-    )
-    return Content.assemble("output loss: ", chain, (f"  ({fmt.times(ratio)})", style), errors)
+    return [
+        f"{steps[0][0]} {fmt.loss(first)}",
+        *(f"{chars.arrow} {name} {fmt.loss(loss)}" for name, loss in steps[1:]),
+        f"({fmt.times(last / first if first > 0 else None)})",
+        f" {chars.delta}weight {fmt.change(view.weight_change)}",
+        f" {chars.delta}output {fmt.change(view.output_change)}",
+    ]
+
+
+def fit_parts(parts: Sequence[str], width: int, gap: str = "  ") -> list[str]:
+    """Lines of at most `width` cells where no part is broken, unless it is longer than a line by itself."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(gap) + len(part) <= width:
+            lines[-1] += gap + part
+        else:
+            lines.append(part.lstrip())
+    return lines
 
 
 def _title(block: int, name: str, out_features: int, in_features: int) -> str:
-    return f"block {block} {glyphs().dot} {plain(name)}  {out_features} x {in_features}"
+    return f"block {block} {glyphs().dot} {one_line(name)}  {out_features} x {in_features}"

@@ -7,6 +7,7 @@ text. Colours come from component classes, so every theme, the 16-colour ones to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.segment import Segment
 from textual.strip import Strip
@@ -20,9 +21,10 @@ Row = list[Span]
 class Plot(Widget):
     """A widget whose content is `draw(width, height)`."""
 
-    COMPONENT_CLASSES = {"plot--mark", "plot--axis", "plot--best", "plot--bad"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"plot--mark", "plot--axis", "plot--best", "plot--bad"}
     DEFAULT_CSS = """
     Plot {
+        width: 1fr;
         height: 1fr;
         & > .plot--mark { color: $primary; }
         & > .plot--axis { color: $text-muted; }
@@ -74,7 +76,7 @@ def row_text(row: Sequence[Span]) -> str:
 
 
 def place_labels(width: int, labels: Sequence[tuple[int, str]]) -> str:
-    """Labels centred on their columns in one line; one that would touch its left neighbour or leave the line is left out."""
+    """Labels centred on their columns in one line; one that would touch its left neighbour is left out."""
     line = ""
     for column, label in sorted(labels):
         start = min(max(0, column - len(label) // 2), width - len(label))

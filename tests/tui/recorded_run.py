@@ -67,9 +67,10 @@ def block(index: int) -> Iterator[e.Event]:
         yield scale
         yield from (linear_quantized(scale, name, random) for name in consumers)
     if index == 0:
-        yield linear_quantized(None, "self_attn.o_proj", random)
+        yield linear_quantized(None, "self_attn.o_proj", random, index)
     if index == FALLBACK_BLOCK:
         yield e.BlockFellBack(index, "the block lost less under plain rounding", 4.0e-4, 4.4e-4)
+        yield from (linear_quantized(None, name, random, index) for name in SHAPES)
     digest = hashlib.sha256(str(index).encode()).hexdigest()
     yield e.BlockFinished(index, 5e-4, 2e-4, 6.4, f"blocks/{index:05}", digest, 1_200_000_000, 0)
 
@@ -80,7 +81,7 @@ def scale_chosen(index: int, producer: str, consumers: list[str], random: Random
     curve = [[step / 20, base * (0.45 + 2.2 * (step / 20 - best) ** 2)] for step in range(20)]
     alpha, loss = min(curve, key=lambda point: point[1])
     outlying = (index, consumers[0]) == OUTLIER
-    counts = [round(400 * math.exp(-(((i - 20) / 7) ** 2))) + (i > 30 and i % 9 == 0) for i in range(BINS)]
+    counts = [round(70 * math.exp(-(((i - 20) / 7) ** 2))) + (i > 30 and i % 9 == 0) for i in range(BINS)]
     largest = 41.0 if outlying else random.uniform(4, 9)
     statistics = {
         "mean": 1.09, "max": largest, "min": 0.31, "std": 0.42, "max_over_mean": largest / 1.09,
@@ -92,17 +93,16 @@ def scale_chosen(index: int, producer: str, consumers: list[str], random: Random
     )
 
 
-def linear_quantized(scale: e.ScaleChosen | None, name: str, random: Random) -> e.LinearQuantized:
-    """The steps of one linear, each a little better than the one before."""
-    index = scale.block if scale else 0
+def linear_quantized(scale: e.ScaleChosen | None, name: str, random: Random, index: int = 0) -> e.LinearQuantized:
+    """The steps of one linear, each a little better than the one before; without a scale, plain rounding only."""
     rounding = random.uniform(2e-4, 9e-4)
     losses = {"rounding": rounding}
-    if index != FALLBACK_BLOCK:
-        for step, factor in (("scale", 0.6), ("clip", 0.92), ("feedback", random.uniform(0.25, 0.9))):
+    if scale is not None:
+        for step, factor in (("scale", 0.6), ("clip", 0.92), ("feedback", random.uniform(0.25, 1.2))):
             losses[step] = list(losses.values())[-1] * factor
     out_features, in_features = SHAPES[name]
-    alpha = scale.alpha if scale else None
-    return e.LinearQuantized(index, name, out_features, in_features, losses, 2e-6, 2.3e-6, 0.31, 0.8, alpha)
+    block, alpha, weight = (scale.block, scale.alpha, 2.3e-6) if scale else (index, None, 2e-6)
+    return e.LinearQuantized(block, name, out_features, in_features, losses, 2e-6, weight, 0.31, 0.8, alpha)
 
 
 def ending(output: Path) -> list[e.Event]:

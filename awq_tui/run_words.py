@@ -1,0 +1,151 @@
+"""What the run screen says, as text: pure functions of a snapshot, the request and the time.
+
+Everything that comes from outside (model names, messages, file names) passes through `one_line` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from awq_engine import format as fmt
+from awq_engine.config import RunConfig
+from awq_engine.events import DownloadProgress
+from awq_engine.runs import RunStatus
+from awq_engine.sanitize import one_line
+from awq_engine.state import Phase, RunState
+from awq_tui.run_client import Snapshot
+from awq_tui.widgets.glyphs import Glyphs
+
+
+class Tone(StrEnum):
+    """How a note is meant; the value is the CSS colour it is drawn in."""
+
+    INFO = "$text-muted"
+    GOOD = "$text-success"
+    WARNING = "$text-warning"
+    ERROR = "$text-error"
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line under the plots."""
+
+    tone: Tone
+    text: str
+
+
+def title_line(config: RunConfig | None, run_id: str, chars: Glyphs) -> str:
+    """`Qwen2.5-0.5B  W4 g128 balanced`."""
+    if config is None:
+        return one_line(run_id)
+    label = fmt.preset_label(
+        config.bits, config.group_size, config.preset, method=config.method, symmetric=config.symmetric
+    )
+    return f"{one_line(Path(config.model).name or config.model)}  {label} {chars.dot} {one_line(config.calibration)}"
+
+
+def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
+    """What the engine is doing at this moment, with numbers."""
+    state = snapshot.state
+    if snapshot.cancelling:
+        return f"stopping after the present step{chars.ellipsis}"
+    if snapshot.status is not RunStatus.RUNNING:
+        return str(snapshot.status)
+    if state.phase is Phase.QUANTIZING and state.current_block is not None:
+        return f"block {state.current_block + 1}/{state.n_blocks}"
+    progress = state.progress
+    if isinstance(progress, DownloadProgress):
+        return f"downloading {fmt.size(progress.done_bytes)} of {fmt.size(progress.total_bytes)}"
+    if progress is not None and progress.total:
+        return f"{one_line(progress.phase)} {progress.done}/{progress.total}"
+    return str(state.phase)
+
+
+def times_line(state: RunState, now: float) -> str:
+    """`3:12 gone  4:51 left  peak 1.2 GB host`."""
+    parts = [f"{fmt.duration(state.elapsed(now))} gone"]
+    if (left := state.eta(now)) is not None:
+        parts.append(f"{fmt.duration(left)} left")
+    return "  ".join([*parts, *_memory(state)])
+
+
+def bar(fraction: float, width: int, chars: Glyphs) -> str:
+    """A progress bar of `width` cells and the percentage."""
+    filled = int(fraction * width)
+    return f"{chars.filled * filled}{chars.empty * (width - filled)} {int(100 * fraction):>3} %"
+
+
+def notes(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> list[Note]:
+    """The outcome first, then everything odd that happened."""
+    return [*_outcome(snapshot, config, chars), *_oddities(snapshot)]
+
+
+def _outcome(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> Iterator[Note]:
+    state, status = snapshot.state, snapshot.status
+    if status is RunStatus.DONE and state.result is not None:
+        yield Note(Tone.GOOD, f"{chars.done} {summary_line(state.result, config, chars)}")
+        if state.verified is not None:
+            difference = fmt.loss(state.verified.max_logit_difference)
+            yield Note(
+                Tone.GOOD,
+                f"{chars.done} read back from disk and compared: logits differ by at most {difference} "
+                f"over {state.verified.tokens} tokens",
+            )
+        yield Note(Tone.INFO, f"in {one_line(str(state.result.get('output', '')))}")
+    elif status is RunStatus.FAILED:
+        message = state.error.message if state.error else "The engine failed and left no message."
+        yield Note(Tone.ERROR, f"{chars.failed} {one_line(message)}")
+        yield Note(Tone.INFO, f"{_kept(state)} r tries again from there, l shows the engine's log.")
+    elif status is RunStatus.CANCELLED:
+        yield Note(Tone.WARNING, f"Stopped as you asked. {_kept(state)} r goes on from there.")
+    elif status is RunStatus.INTERRUPTED:
+        yield Note(Tone.ERROR, f"{chars.failed} The engine ended without a word (killed, or out of memory).")
+        yield Note(Tone.INFO, f"{_kept(state)} r goes on from there, l shows the engine's log.")
+
+
+def summary_line(result: dict[str, Any], config: RunConfig | None, chars: Glyphs) -> str:
+    """Size before and after, bits per weight, seconds, peak memory."""
+    number = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    before, after = number.get("bytes_before"), number.get("bytes_after")
+    parts = [
+        f"{fmt.size(before)} {chars.arrow} {fmt.size(after)}",
+        f"{fmt.number(number.get('bits_per_weight'))} bits/weight",
+        f"took {fmt.duration(number.get('seconds'))}",
+        f"peak {fmt.size(number.get('peak_host_bytes'))} host",
+    ]
+    if number.get("peak_device_bytes"):
+        parts.append(f"{fmt.size(number['peak_device_bytes'])} device")
+    return f" {chars.dot} ".join(parts)
+
+
+def _oddities(snapshot: Snapshot) -> Iterator[Note]:
+    state = snapshot.state
+    for item in state.fallbacks:
+        losses = f"{fmt.loss(item.loss_quantized)} against {fmt.loss(item.loss_rounding)}"
+        yield Note(
+            Tone.WARNING, f"! block {item.block} fell back to plain rounding: {one_line(item.reason)} ({losses})"
+        )
+    for message in state.warnings:
+        yield Note(Tone.WARNING, f"! {one_line(message)}")
+    if snapshot.unreadable:
+        text = f"! {snapshot.unreadable} lines of the journal could not be read; another version wrote them."
+        yield Note(Tone.WARNING, text)
+
+
+def _kept(state: RunState) -> str:
+    done = len(state.blocks)
+    blocks = "1 finished block is" if done == 1 else f"{done or 'No'} finished blocks are"
+    return f"{blocks} kept."
+
+
+def _memory(state: RunState) -> list[str]:
+    """The highest use so far, as the engine measured it; before the first block, what was estimated."""
+    if not state.blocks:
+        return [f"about {fmt.size(state.plan.peak_host_bytes)} host"] if state.plan else []
+    host = max(block.peak_host_bytes for block in state.blocks.values())
+    device = max(block.peak_device_bytes for block in state.blocks.values())
+    return [f"peak {fmt.size(host)} host", *([f"{fmt.size(device)} device"] if device else [])]

@@ -1,0 +1,220 @@
+"""One run, live or past: how far, how well, anything odd?
+
+A thread follows the journal and posts snapshots; everything drawn here comes from the newest one, so a run that is
+being worked on, one attached to from a second terminal and one that ended last week look the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from awq_engine.config import RunConfig
+from awq_engine.errors import AwqError
+from awq_engine.runs import Run, RunStatus
+from awq_engine.state import RunState
+from awq_tui.run_client import RunClient, Snapshot, follow
+from awq_tui.run_words import bar, notes, phase_line, times_line, title_line
+from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.screens.log import LogModal
+from awq_tui.screens.section import SectionScreen
+from awq_tui.widgets.glyphs import glyphs
+from awq_tui.widgets.heat_map import HeatMap, LayerKey, legend
+from awq_tui.widgets.layer_detail import LayerDetail, LayerView
+
+CLOCK_INTERVAL = 1.0
+"""Seconds between two updates of the times in the header."""
+BAR_WIDTHS = (10, 40)
+
+
+class RunScreen(SectionScreen):
+    """Follows `run` for as long as the screen is there."""
+
+    CSS_PATH = "run.tcss"
+    HELP = (
+        "How far the run is, how well each layer went, and anything odd. Every character on the left is one linear: "
+        "the darker, the more of the loss of plain rounding is left. The arrows choose a layer; the right side shows "
+        "its search and its channel scales. The run goes on when you leave this screen or quit."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "follow", "Follow", id="run.follow", tooltip="Show the newest layer again."),
+        Binding("v", "other_plot", "Plot", id="run.plot", tooltip="Switch between curve and histogram."),
+        Binding("x", "cancel", "Cancel", id="run.cancel", tooltip="Stop after the present step; can be resumed."),
+        Binding("r", "resume", "Resume", id="run.resume", tooltip="Go on from the last finished block."),
+        Binding("d", "detach", "Detach", id="run.detach", tooltip="Back to the list; the run goes on."),
+        Binding("l", "log", "Log", id="run.log", tooltip="What the engine printed."),
+        Binding("i", "inspect", "Inspect", id="run.inspect", tooltip="Statistics of the finished layers."),
+        Binding("c", "chat", "Chat", id="run.chat", tooltip="Talk to the result."),
+    ]
+
+    class Updated(Message):
+        """The journal has news; a newer one replaces an older one that still waits."""
+
+        def __init__(self, snapshot: Snapshot) -> None:
+            self.snapshot = snapshot
+            super().__init__()
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, RunScreen.Updated)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.snapshot: Snapshot | None = None
+        self.following = True
+        """Whether the cursor goes to the newest layer by itself."""
+        self._glyphs = glyphs()
+        self._config = _config_of(run)
+        self._stop = threading.Event()
+
+    def body(self) -> ComposeResult:
+        yield Static(id="run-head", markup=False)
+        with Horizontal(id="run-main"):
+            with Vertical(id="run-map", classes="pane") as pane:
+                pane.border_title = "loss kept vs rounding"
+                yield HeatMap(id="run-heat")
+                yield Static(legend(self._glyphs), id="run-legend", markup=False)
+            with Vertical(id="run-detail", classes="pane"):
+                yield LayerDetail(classes="-curve")
+        with VerticalScroll(id="run-notes", can_focus=False):
+            yield Static(id="run-notes-text", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one(HeatMap).focus()
+        self.set_interval(CLOCK_INTERVAL, self._show_head)
+        self.run_worker(self._follow, thread=True, group="follow", exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        self._stop.set()
+
+    def _follow(self) -> None:
+        follow(RunClient(self.run), lambda snapshot: self.post_message(self.Updated(snapshot)), self._stop)
+
+    # drawing
+
+    @on(Updated)
+    def _show(self, message: Updated) -> None:
+        self.snapshot = message.snapshot
+        state = self.snapshot.state
+        self.query_one(HeatMap).show(state)
+        if self.following and (newest := newest_layer(state)) is not None:
+            self.query_one(HeatMap).move_to(newest)
+        self._show_layer()
+        self._show_head()
+        self._show_notes()
+        self.refresh_bindings()
+
+    def on_resize(self) -> None:
+        self._show_head()
+
+    def _show_head(self) -> None:
+        if self.snapshot is None:
+            return
+        state, now = self.snapshot.state, time.time()
+        title = title_line(self._config, self.run.id, self._glyphs)
+        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(state, now)
+        room = self.size.width - len(clock) - len(phase) - 12
+        progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
+        head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")
+        self.query_one("#run-head", Static).update(head)
+
+    def _show_layer(self) -> None:
+        key = self.query_one(HeatMap).cursor
+        layer = self.snapshot.state.layers.get(key) if self.snapshot and key else None
+        view = LayerView.of_state(layer) if layer else LayerView("", note="Waiting for the plan.")
+        self.query_one(LayerDetail).show(view)
+
+    def _show_notes(self) -> None:
+        assert self.snapshot is not None
+        lines = [Content.styled(note.text, note.tone) for note in notes(self.snapshot, self._config, self._glyphs)]
+        self.query_one("#run-notes").display = bool(lines)
+        self.query_one("#run-notes-text", Static).update(Content("\n").join(lines))
+
+    @on(HeatMap.Moved)
+    def _choose_layer(self) -> None:
+        self.following = False
+        self._show_layer()
+        self.refresh_bindings()
+
+    # keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only the keys that make sense now are in the footer."""
+        status = self.snapshot.status if self.snapshot else None
+        running = status is RunStatus.RUNNING
+        allowed = {
+            "follow": running and not self.following,
+            "other_plot": self.has_class("-narrow") and self.has_class("-low"),
+            "cancel": running and self.snapshot is not None and not self.snapshot.cancelling,
+            "resume": status is not None and status.resumable,
+            "inspect": self.snapshot is not None and bool(self.snapshot.state.blocks),
+            "chat": status is RunStatus.DONE,
+        }
+        return allowed.get(action, True)
+
+    def action_follow(self) -> None:
+        self.following = True
+        newest = newest_layer(self.snapshot.state) if self.snapshot else None
+        if newest is not None:
+            self.query_one(HeatMap).move_to(newest)
+            self._show_layer()
+        self.refresh_bindings()
+
+    def action_other_plot(self) -> None:
+        self.query_one(LayerDetail).toggle_class("-curve", "-histogram")
+
+    def action_cancel(self) -> None:
+        question = "Stop this run after the present step? Finished blocks are kept, and it can be resumed."
+        self.app.push_screen(ConfirmModal(question, "Stop"), self._cancel)
+
+    def _cancel(self, yes: bool | None) -> None:
+        if yes:
+            try:
+                self.run.request_cancel()
+            except OSError as error:
+                self.notify(f"The run could not be asked to stop: {error.strerror}.", severity="error")
+
+    def action_resume(self) -> None:
+        try:
+            self.awq.start_engine(self.run)
+        except (AwqError, OSError) as error:
+            self.awq.show_failure(error)
+        self.following = True
+
+    async def action_detach(self) -> None:
+        await self.awq.action_back()
+
+    def action_log(self) -> None:
+        self.app.push_screen(LogModal(self.run))
+
+    def action_inspect(self) -> None:
+        self.awq.open_inspect(self.run)
+
+    def action_chat(self) -> None:
+        self.awq.open_chat(self.run.id)
+
+
+def newest_layer(state: RunState) -> LayerKey | None:
+    """The layer the engine touched last: in the present block, else in the last finished one, else the first of all."""
+    block = state.current_block if state.current_block is not None else max(state.blocks, default=None)
+    touched = [key for key, layer in state.layers.items() if key[0] == block and (layer.scale or layer.quantized)]
+    done = [key for key in touched if state.layers[key].quantized]
+    candidates = done or touched or [key for key in state.layers if key[0] == (block or 0)][:1]
+    return candidates[-1] if candidates else None
+
+
+def _config_of(run: Run) -> RunConfig | None:
+    """The request, or None when its file cannot be read: the journal alone is enough to look at a run."""
+    try:
+        return run.config()
+    except AwqError:
+        return None
