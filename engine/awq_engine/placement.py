@@ -58,8 +58,8 @@ def place_awq(
 
     `BadInputError` names the tensor when the weights and the architecture do not agree.
     """
-    packed = _packed_tensors(checkpoint)
-    skeleton = build_skeleton(_as_floats(checkpoint, packed), "cpu")
+    packed = packed_tensors(checkpoint)
+    skeleton = build_skeleton(as_floats(checkpoint, packed), "cpu")
     model = skeleton.model
     _refuse_joined(skeleton, packed)
     known = set(skeleton.plain_keys.values())
@@ -122,13 +122,13 @@ def _refuse_joined(skeleton: Skeleton, packed: Packed) -> None:
             )
 
 
-def _packed_tensors(checkpoint: Checkpoint) -> Packed:
+def packed_tensors(checkpoint: Checkpoint) -> Packed:
     names = [key.removesuffix(".qweight") for key in checkpoint.tensors if key.endswith(".qweight")]
     stored = checkpoint.tensors
     return {name: [stored[k] for t in TENSORS if (k := f"{name}.{t}") in stored] for name in names}
 
 
-def _as_floats(checkpoint: Checkpoint, packed: Packed) -> Checkpoint:
+def as_floats(checkpoint: Checkpoint, packed: Packed) -> Checkpoint:
     """The checkpoint as if every `X.qweight` were an `X.weight`, for transformers' key renaming."""
     tensors = {}
     for key, info in checkpoint.tensors.items():

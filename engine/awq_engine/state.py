@@ -210,7 +210,12 @@ def _(event: e.LinearQuantized, state: RunState, time: float) -> RunState:
 
 @_apply.register
 def _(event: e.BlockFellBack, state: RunState, time: float) -> RunState:
-    return replace(state, fallbacks=(*state.fallbacks, event))
+    """The block starts over with plain rounding: what was found in it no longer holds."""
+    layers = {
+        key: replace(layer, scale=None, quantized=None) if key[0] == event.block else layer
+        for key, layer in state.layers.items()
+    }
+    return replace(state, fallbacks=(*state.fallbacks, event), layers=layers)
 
 
 @_apply.register

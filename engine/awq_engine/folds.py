@@ -1,0 +1,237 @@
+"""Folds: pairs of a producer and its consumers between which a channel scale cancels.
+
+AWQ multiplies the input columns of some linears (consumers) by a channel scale and divides whatever produces those
+channels by it. Which module is the producer differs between architectures, so nothing here knows any: a block is traced,
+linears are grouped by the very tensor they read, and every module that ran before with a fitting width is tried. A
+random scale on the consumers alone disturbs the block's output; a candidate that takes the disturbance away again is
+a fold. What cannot be taken away (a router that reads the same norm, a gate in between) is no fold, whatever its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+PROBE_TOLERANCE = 1e-3
+"""Share of the consumers' disturbance that may be left: float32 noise gives 1e-6, a wrong producer about 1."""
+
+
+class FoldKind(StrEnum):
+    """How a producer is divided by the channel scale."""
+
+    ROWS = "rows"
+    """A linear: output rows and bias."""
+    NORM = "norm"
+    """A norm: weight and bias."""
+    UNIT_OFFSET_NORM = "unit_offset_norm"
+    """A norm that multiplies by 1 + weight."""
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Linears of a block that read the same tensor, and what ran before them."""
+
+    consumers: tuple[str, ...]
+    in_features: int
+    earlier: tuple[str, ...]
+    """Names of modules with a weight that ran before, latest first."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A producer and its consumers, by their names inside the block."""
+
+    producer: str
+    consumers: tuple[str, ...]
+    kind: FoldKind
+    width: int
+    """Channels of the producer that carry a scale."""
+    row_offset: int = 0
+    """First of these channels among the producer's rows (fused projections)."""
+    repeat: int = 1
+    """Consumer channels per producer channel: query heads per key/value head."""
+    head_dim: int = 1
+
+    def expand(self, channel: torch.Tensor) -> torch.Tensor:
+        """From producer channels [width] to consumer channels [in_features]; head by head where heads are shared."""
+        heads = channel.view(-1, 1, self.head_dim)
+        return heads.expand(-1, self.repeat, -1).reshape(-1)
+
+    def reduce(self, channel: torch.Tensor) -> torch.Tensor:
+        """From consumer channels [in_features] to producer channels [width], the mean over shared heads."""
+        return channel.view(-1, self.repeat, self.head_dim).mean(1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The outcome of looking for a group's fold."""
+
+    group: InputGroup
+    fold: Fold | None
+    producer: str
+    """The fold's producer, or the candidate that came closest, or "" when nothing has a fitting width."""
+    error: float
+    """What is left of the disturbance: 0 cancels, 1 does nothing."""
+
+
+def input_groups(block: nn.Module, names: list[str], forward: Callable[[], object]) -> list[InputGroup]:
+    """Group the linears `names` of a block by the tensor they read, in the order they run.
+
+    Args:
+        forward: runs the block once.
+    """
+    chosen = set(names)
+    calls: list[tuple[str, torch.Tensor | None]] = []
+
+    def record(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[object, ...]) -> None:
+            tensor = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
+            calls.append((name, tensor))  # holding the tensor keeps its address from being reused
+
+        return hook
+
+    weighted = [(name, module) for name, module in block.named_modules() if _weight(module) is not None]
+    handles = [module.register_forward_pre_hook(record(name, module)) for name, module in weighted]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(_group_calls(calls, chosen))
+
+
+def _group_calls(calls: list[tuple[str, torch.Tensor | None]], chosen: set[str]) -> Iterator[InputGroup]:
+    members: dict[tuple[int, torch.Size], list[int]] = {}
+    for position, (name, tensor) in enumerate(calls):
+        if name in chosen and tensor is not None:
+            members.setdefault((tensor.data_ptr(), tensor.shape), []).append(position)
+    for (_, shape), positions in members.items():
+        consumers = tuple(dict.fromkeys(calls[position][0] for position in positions))
+        before = [name for name, _ in reversed(calls[: positions[0]])]
+        yield InputGroup(consumers, shape[-1], tuple(dict.fromkeys(before)))
+
+
+def find_fold(
+    block: nn.Module, group: InputGroup, forward: Callable[[], torch.Tensor], head_dim: int, seed: int = 0
+) -> Probe:
+    """Try every earlier module as the producer of a group's input; the first that cancels wins.
+
+    Args:
+        forward: runs the block on the probe input, float32 [batch, seq, hidden] -> the same.
+        head_dim: width of an attention head, for values shared between query heads.
+    """
+    baseline = forward()
+    closest = Probe(group, None, "", 1.0)
+    for candidate in _candidates(block, group, head_dim):
+        error = _probe(block, candidate, forward, baseline, seed)
+        if error < PROBE_TOLERANCE:
+            return Probe(group, candidate, candidate.producer, error)
+        if error < closest.error:
+            closest = Probe(group, None, candidate.producer, error)
+    return closest
+
+
+def _probe(
+    block: nn.Module, fold: Fold, forward: Callable[[], torch.Tensor], baseline: torch.Tensor, seed: int
+) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.exp2(torch.rand(fold.width, generator=generator) * 2 - 1).to(baseline.device)  # 0.5 .. 2
+    saved = _save(block, fold)
+    try:
+        scale_consumers(block, fold, scale)
+        disturbed = forward()
+        divide_producer(block, fold, scale)
+        restored = forward()
+    finally:
+        _restore(block, saved)
+    disturbance = (disturbed - baseline).norm()
+    error = float((restored - baseline).norm() / disturbance) if disturbance > 0 else 1.0
+    return error if error == error else 1.0  # a NaN is no fold
+
+
+def scale_consumers(block: nn.Module, fold: Fold, channel_scale: torch.Tensor) -> None:
+    """Multiply the consumers' input columns by the scale, float32 [width] in producer channels."""
+    columns = fold.expand(channel_scale)
+    for name in fold.consumers:
+        block.get_submodule(name).weight.data.mul_(columns)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def divide_producer(
+    block: nn.Module, fold: Fold, channel_scale: torch.Tensor, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Divide the producer's channels by the scale; return the scale that took effect.
+
+    With `dtype`, a norm's weight is rounded to the dtype it will be stored in and the scale is derived from the rounded
+    value, so that multiplying the consumers by it leaves the function unchanged in spite of the rounding.
+    """
+    producer = block.get_submodule(fold.producer)
+    rows = slice(fold.row_offset, fold.row_offset + fold.width)
+    weight = producer.weight.data[rows]  # pyright: ignore
+    bias = producer.bias.data[rows] if getattr(producer, "bias", None) is not None else None  # pyright: ignore
+    if fold.kind is FoldKind.ROWS:
+        weight.div_(channel_scale[:, None])
+        effective = channel_scale
+    else:
+        effective = _divide_norm(weight, channel_scale, 1.0 if fold.kind is FoldKind.UNIT_OFFSET_NORM else 0.0, dtype)
+    if bias is not None:
+        bias.div_(effective)
+        if dtype is not None:
+            bias.copy_(bias.to(dtype))
+    return effective
+
+
+def _divide_norm(
+    weight: torch.Tensor, channel_scale: torch.Tensor, offset: float, dtype: torch.dtype | None
+) -> torch.Tensor:
+    gain = weight + offset
+    divided = gain / channel_scale - offset
+    stored = divided.to(dtype).to(weight.dtype) if dtype is not None else divided
+    new_gain = stored + offset
+    usable = (new_gain != 0) & (gain != 0) & torch.isfinite(new_gain)
+    weight.copy_(torch.where(usable, stored, weight))
+    ones = torch.ones_like(channel_scale)
+    return torch.where(usable, gain / torch.where(usable, new_gain, ones), ones)
+
+
+def _candidates(block: nn.Module, group: InputGroup, head_dim: int) -> Iterator[Fold]:
+    for name in group.earlier:
+        if name in group.consumers:
+            continue
+        module = block.get_submodule(name)
+        weight = _weight(module)
+        if weight is None:
+            continue
+        if weight.ndim == 1 and weight.numel() == group.in_features:
+            for kind in (FoldKind.NORM, FoldKind.UNIT_OFFSET_NORM):
+                yield Fold(name, group.consumers, kind, group.in_features)
+        elif type(module) is nn.Linear:
+            yield from _row_candidates(name, module.out_features, group, head_dim)
+
+
+def _row_candidates(name: str, rows: int, group: InputGroup, head_dim: int) -> Iterator[Fold]:
+    width = group.in_features
+    if rows >= width:
+        for offset in sorted({0, rows - width, width if 2 * width <= rows else 0}, reverse=True):
+            yield Fold(name, group.consumers, FoldKind.ROWS, width, row_offset=offset)
+    elif width % rows == 0 and rows % head_dim == 0:
+        yield Fold(name, group.consumers, FoldKind.ROWS, rows, repeat=width // rows, head_dim=head_dim)
+
+
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    weight = module._parameters.get("weight")
+    return weight if weight is not None and weight.ndim in (1, 2) else None
+
+
+def _save(block: nn.Module, fold: Fold) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    modules = [block.get_submodule(name) for name in (fold.producer, *fold.consumers)]
+    parameters = [p.data for module in modules for p in module.parameters(recurse=False)]
+    return [(parameter, parameter.clone()) for parameter in parameters]
+
+
+def _restore(block: nn.Module, saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for parameter, before in saved:
+        parameter.copy_(before)

@@ -1,0 +1,354 @@
+"""One run from request to verified checkpoint; reads as the algorithm.
+
+    resolve the model, read its headers, plan        nothing expensive has happened yet
+    capture what enters the first block
+    for each block: quantize it, or, if an earlier process did, replay it
+    write, verify, publish
+
+Every block is written before it is announced, and goes on through the pipeline as read back from its packed form, so a
+resumed run computes with the very same numbers as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from awq_engine import events as e
+from awq_engine.calibration import Calibration
+from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
+from awq_engine.card import model_card
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.errors import BadInputError, InterruptedRunError
+from awq_engine.estimate import estimate
+from awq_engine.fingerprint import check_fingerprint, take_fingerprint
+from awq_engine.journal import EventSink
+from awq_engine.models import resolve_model
+from awq_engine.output import check_run
+from awq_engine.pack import pack_awq, unpack_awq
+from awq_engine.plan import Plan, make_plan
+from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
+from awq_engine.report import build_report, read_report
+from awq_engine.run_calibration import run_calibration
+from awq_engine.runs import Run
+from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_engine.state import RunState, replay
+from awq_engine.verify import verify_output
+from awq_engine.writer import file_sha256, output_tensors, publish, save_block, write_shards, write_side_files
+from awq_kernels.reference import dequantize
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a block at once."""
+PROBE_TOKENS = 64
+"""Length of the sequence on which folds are probed and the output is verified."""
+PROGRESS_SECONDS = 0.2
+"""Progress is reported at most this often."""
+
+
+def execute(run: Run, emit: EventSink) -> None:
+    """Do, or finish, the run. Raises the errors of `errors.py`; everything else is our bug."""
+    config = run.config()
+    folder = resolve_model(config.model, _download_reporter(emit)).path
+    checkpoint = read_checkpoint(folder)
+    if _already_published(run, config):
+        emit(e.RunFinished(read_report(Path(config.output))["result"]))
+        return
+    check_run(config, checkpoint, estimate(checkpoint, config))
+    skeleton = build_skeleton(checkpoint, pick_device(config.device))
+    plan = make_plan(config, skeleton)
+    emit(plan.event)
+    calibration = run_calibration(run, config, checkpoint)
+    check_fingerprint(run, take_fingerprint(checkpoint, calibration.ids))
+    emit(_calibration_event(calibration))
+    probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit)
+    write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
+
+
+def quantize_blocks(run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> BlockInputs:
+    """Quantize every block that is not done yet; return the probe as it leaves the last block."""
+    batches = list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
+    progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
+    inputs = capture_inputs(skeleton, batches, progress)
+    streams = _Streams(plan.config, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    finished = finished_blocks(run)
+    for index in range(len(skeleton.blocks)):
+        _raise_if_cancelled(run)
+        with skeleton.loaded_block(index) as block:
+            _refuse_non_finite(block, skeleton.block_name(index))
+            if index in finished:
+                tensors = load_file(block_file(run, index))
+                streams.replay(block, index, lambda b=block, t=tensors, i=index: install_block(b, t, plan, skeleton, i))
+                emit(e.PhaseProgress("replaying", index + 1, len(finished)))
+            else:
+                _quantize_one(run, plan, skeleton, streams, block, index, emit)
+    return streams.probe
+
+
+def _quantize_one(
+    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, block: nn.Module, index: int, emit: EventSink
+) -> None:
+    started = time.perf_counter()
+    emit(e.BlockStarted(index, skeleton.block_name(index)))
+    result = quantize_block(_block_job(run, plan, skeleton, streams, block, index, emit))
+    tensors = _stored_tensors(result, plan, skeleton, index)
+    install_block(block, tensors, plan, skeleton, index)
+    streams.advance(block, index, result.outputs)
+    path = block_file(run, index)
+    digest = save_block(path, tensors)
+    emit(
+        e.BlockFinished(
+            index, result.loss_rounding, result.loss_final, time.perf_counter() - started,
+            str(path.relative_to(run.path)), digest, peak_host_bytes(), peak_device_bytes(),
+        )
+    )  # fmt: skip
+
+
+class _Streams:
+    """The hidden states that travel through the model: which ones depends on the preset."""
+
+    def __init__(self, config: RunConfig, inputs: BlockInputs, probe: BlockInputs) -> None:
+        sequential = config.method is Method.AWQ and config.preset is not Preset.FAST
+        self.sequential = sequential
+        self.inputs = inputs
+        """What blocks are calibrated on: of the original model, or of the quantized one when `sequential`."""
+        self.original: BlockInputs | None = None
+        """Of the original model, when both are needed."""
+        if sequential and config.preset is Preset.BEST:
+            self.original = dataclasses.replace(inputs, hidden=list(inputs.hidden))
+        self.probe = probe
+        """One sequence through the quantized model, always."""
+
+    def advance(self, block: nn.Module, index: int, outputs: list[torch.Tensor]) -> None:
+        """Move on past a quantized `block`, given the original block's `outputs`."""
+        if self.sequential:
+            self.inputs.advance(block, index)
+        if self.original is not None:
+            self.original.hidden = outputs
+        elif not self.sequential:
+            self.inputs.hidden = outputs
+        self.probe.advance(block, index)
+
+    def replay(self, block: nn.Module, index: int, install: Callable[[], None]) -> None:
+        """Move on past a block that is done: first as the original, then, after `install`, as quantized."""
+        with torch.no_grad():
+            source = self.original or (None if self.sequential else self.inputs)
+            outputs = list(source.outputs(block, index)) if source is not None else []
+            install()
+            self.advance(block, index, outputs)
+
+
+def _block_job(
+    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, block: nn.Module, index: int, emit: EventSink
+) -> BlockJob:
+    def stored_dtype(parameter: str) -> torch.dtype | None:
+        key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{parameter}")
+        return TORCH_DTYPES.get(skeleton.checkpoint.tensors[key].dtype) if key else None
+
+    return BlockJob(
+        index=index, block=block, names=[linear.name for linear in plan.block_linears(index)], inputs=streams.inputs,
+        original=streams.original, probe=streams.probe, spec=plan.spec, config=plan.config,
+        head_dim=head_dim(skeleton), stored_dtype=stored_dtype, emit=emit,
+        checkpoint_cancel=lambda: _raise_if_cancelled(run),
+    )  # fmt: skip
+
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def head_dim(skeleton: Skeleton) -> int:
+    """Width of an attention head, 1 where the config does not say."""
+    config = skeleton.model.config.get_text_config()
+    explicit = getattr(config, "head_dim", None)
+    heads = getattr(config, "num_attention_heads", None)
+    return explicit or (config.hidden_size // heads if heads else 1)
+
+
+def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: int) -> dict[str, torch.Tensor]:
+    """A block's new tensors under their names in the checkpoint."""
+    keys = {linear.name: linear.key for linear in plan.block_linears(index)}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in result.weights.items():
+        packed = pack_awq(weight.to("cpu"), keys[name])
+        tensors |= {f"{keys[name]}.{part}": tensor for part, tensor in packed.items()}
+    for name, tensor in result.changed.items():
+        tensors[skeleton.plain_keys[f"{skeleton.block_name(index)}.{name}"]] = tensor
+    return tensors
+
+
+@torch.no_grad()
+def install_block(
+    block: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan, skeleton: Skeleton, index: int
+) -> None:
+    """Put a block's stored tensors into its modules, integers as floats: the block now computes as readers will."""
+    parameters = dict(block.named_parameters())
+    for linear in plan.block_linears(index):
+        packed = {part: tensors[f"{linear.key}.{part}"] for part in ("qweight", "qzeros", "scales")}
+        weight = unpack_awq(packed, plan.spec.group_size, linear.key)
+        parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
+    for name, parameter in parameters.items():
+        key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{name}")
+        if key in tensors:
+            parameter.copy_(tensors[key])
+
+
+def block_file(run: Run, index: int) -> Path:
+    return run.blocks_dir / f"{index:05d}" / "block.safetensors"
+
+
+def finished_blocks(run: Run) -> set[int]:
+    """The leading blocks whose files are on disk and intact; a damaged one ends the list."""
+    state = replay(run.records())
+    finished: set[int] = set()
+    while (index := len(finished)) in state.blocks:
+        if file_sha256(block_file(run, index)) != state.blocks[index].sha256:
+            break
+        finished.add(index)
+    return finished
+
+
+def write_output(
+    run: Run, plan: Plan, skeleton: Skeleton, probe: BlockInputs, probe_ids: torch.Tensor, emit: EventSink
+) -> None:
+    """Assemble the checkpoint beside its final place, verify it, publish it."""
+    output = Path(plan.config.output)
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
+    tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears})
+    write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
+    state = replay(run.records())
+    result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
+    card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
+    write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
+    emit(e.PhaseProgress("verifying", 0, 1))
+    expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
+    emit(verify_output(staging, probe_ids, expected, skeleton.device))
+    _raise_if_cancelled(run)
+    publish(staging, output)
+    emit(e.RunFinished(result))
+    shutil.rmtree(run.blocks_dir, ignore_errors=True)
+
+
+def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:
+    """The `quantization_config` of the output, as AutoAWQ writes it.
+
+    `zero_point` is true for symmetric weights too: readers then take their fast kernels, and find every zero at 8.
+    """
+    quantized = {linear.key for linear in plan.linears}
+    kept = [
+        key.removesuffix(".weight")
+        for name, module in skeleton.model.named_modules()
+        if isinstance(module, nn.Linear)
+        and (key := skeleton.plain_keys.get(f"{name}.weight", f"{name}.weight")).removesuffix(".weight")
+        not in quantized
+    ]
+    return {
+        "quant_method": "awq", "bits": plan.config.bits, "group_size": plan.config.group_size, "zero_point": True,
+        "version": "gemm", "modules_to_not_convert": kept or None,
+    }  # fmt: skip
+
+
+def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[str, Any]:
+    """What `quantize --json` prints."""
+    return {
+        "run_id": run.id, "output": plan.config.output, "bits": plan.config.bits,
+        "group_size": plan.config.group_size, "symmetric": plan.config.symmetric, "format": plan.config.format.value,
+        "method": plan.config.method.value, "preset": plan.config.preset.value,
+        "bytes_before": plan.event.bytes_before, "bytes_after": bytes_after,
+        "bits_per_weight": plan.event.bits_per_weight, "seconds": round(state.elapsed(time.time()), 2),
+        "peak_host_bytes": max([peak_host_bytes(), *(b.peak_host_bytes for b in state.blocks.values())]),
+        "peak_device_bytes": max([peak_device_bytes(), *(b.peak_device_bytes for b in state.blocks.values())]),
+        "blocks": len(state.blocks), "linears": len(plan.linears), "folds": len(state.folds),
+        "fallbacks": len(state.fallbacks), "warnings": len(state.warnings),
+    }  # fmt: skip
+
+
+def pick_device(requested: str) -> str:
+    """`auto` is the first CUDA device if there is one; a device that is not there is a `BadInputError`."""
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cpu":
+        return requested
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise BadInputError(f"'{requested}' is no device; choose auto, cpu, cuda or cuda:N.") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if (device.index or 0) >= count:
+        raise BadInputError(f"Device {requested} is not here ({count} CUDA devices); use --device cpu or auto.")
+    return requested
+
+
+def peak_host_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_device_bytes() -> int:
+    """Largest CUDA allocation of this process so far."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def throttled(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """`report(done, total)`, but not more often than the screen can use; the last call always gets through."""
+    last = 0.0
+
+    def call(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= PROGRESS_SECONDS:
+            last = now
+            report(done, total)
+
+    return call
+
+
+def _download_reporter(emit: EventSink) -> Callable[[int, int, str], None]:
+    name = ""
+    report = throttled(lambda done, total: emit(e.DownloadProgress(done, total, name)))
+
+    def call(done: int, total: int, file: str) -> None:
+        nonlocal name
+        name = file
+        report(done, total)
+
+    return call
+
+
+def _calibration_event(calibration: Calibration) -> e.CalibrationReady:
+    sequences, seq_len = calibration.ids.shape
+    return e.CalibrationReady(
+        calibration.source, sequences, seq_len, calibration.ids.numel(), calibration.dropped_tokens, calibration.detail
+    )
+
+
+def _already_published(run: Run, config: RunConfig) -> bool:
+    """Whether this very run's output is complete: the engine died between publishing and saying so."""
+    try:
+        return read_report(Path(config.output))["result"].get("run_id") == run.id
+    except (BadInputError, KeyError, AttributeError):
+        return False
+
+
+def _raise_if_cancelled(run: Run) -> None:
+    if run.cancel_requested():
+        raise InterruptedRunError(f"Run {run.id} was cancelled; continue it with `awq-tui resume {run.id}`.")
+
+
+def _refuse_non_finite(block: nn.Module, name: str) -> None:
+    for parameter_name, parameter in block.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise BadInputError(
+                f"The tensor {name}.{parameter_name} holds NaN or infinite values; the model is damaged."
+            )

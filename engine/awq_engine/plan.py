@@ -1,0 +1,157 @@
+"""The preflight: what will be quantized, what will not and why, and everything that would go wrong later.
+
+All problems are found from `config.json`, the safetensors headers and the empty module tree, before a weight is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.config import GROUP_SIZES, RunConfig
+from awq_engine.errors import BadInputError
+from awq_engine.estimate import estimate
+from awq_engine.events import PlanReady
+from awq_engine.models import resolve_model
+from awq_engine.output import check_run
+from awq_engine.quantize import QuantSpec
+from awq_engine.skeleton import Skeleton, build_skeleton
+
+PACKED_PER_WORD = 8
+"""4-bit values in an int32; a linear's outputs must fill whole words."""
+FLOAT_DTYPES = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear to be quantized."""
+
+    block: int
+    name: str
+    """Inside the block."""
+    key: str
+    """Its name in the checkpoint, without `.weight`."""
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    config: RunConfig
+    spec: QuantSpec
+    linears: tuple[LinearPlan, ...]
+    skipped: tuple[tuple[str, str], ...]
+    """(name, reason) of linears that are copied as they are."""
+    event: PlanReady
+
+    def block_linears(self, block: int) -> list[LinearPlan]:
+        return [linear for linear in self.linears if linear.block == block]
+
+
+def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
+    """Decide what to quantize; raises `BadInputError` naming what cannot work and what would."""
+    checkpoint = skeleton.checkpoint
+    refuse_quantized(checkpoint)
+    linears, skipped = _choose_linears(skeleton)
+    spec = QuantSpec(config.bits, config.group_size, config.symmetric)
+    _refuse_group_size(linears, spec)
+    if not linears:
+        raise BadInputError(
+            f"Nothing in {checkpoint.path} can be quantized: {skipped[0][1] if skipped else 'no linears'}."
+        )
+    forecast = estimate(checkpoint, config)
+    event = PlanReady(
+        model=config.model,
+        model_type=checkpoint.model_type,
+        parameters=checkpoint.parameters,
+        n_blocks=len(skeleton.blocks),
+        linears=[
+            {"block": x.block, "name": x.name, "out_features": x.out_features, "in_features": x.in_features}
+            for x in linears
+        ],
+        skipped=[list(pair) for pair in skipped],
+        bytes_before=checkpoint.nbytes,
+        bytes_after=_bytes_after(checkpoint, linears, spec),
+        bits_per_weight=bits_per_weight(linears, spec),
+        peak_host_bytes=forecast.peak_host_bytes,
+        output=config.output,
+    )
+    return Plan(config, spec, tuple(linears), tuple(skipped), event)
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """The plan as JSON, for `--dry-run`; nothing is written and no weight is read."""
+    checkpoint = read_checkpoint(resolve_model(config.model).path)
+    forecast = estimate(checkpoint, config)
+    plan = make_plan(config, build_skeleton(checkpoint))
+    check_run(config, checkpoint, forecast)
+    return {**dataclasses.asdict(plan.event), "seconds": forecast.seconds, "config": config.to_json()}
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise `BadInputError` for a model whose weights are integers already."""
+    if checkpoint.quantization is not None:
+        method = checkpoint.quantization.get("quant_method", "some method")
+        raise BadInputError(f"{checkpoint.path} is already quantized ({method}); quantize the original model instead.")
+
+
+def bits_per_weight(linears: list[LinearPlan], spec: QuantSpec) -> float:
+    """Average over the quantized linears: integers, float16 scales and packed zero points."""
+    weights = sum(x.out_features * x.in_features for x in linears)
+    bits = sum(
+        x.out_features * (x.in_features * spec.bits + x.in_features // spec.group_of(x.in_features) * (16 + spec.bits))
+        for x in linears
+    )
+    return bits / weights
+
+
+def _bytes_after(checkpoint: Checkpoint, linears: list[LinearPlan], spec: QuantSpec) -> int:
+    replaced = sum(checkpoint.tensors[f"{x.key}.weight"].nbytes for x in linears)
+    weights = sum(x.out_features * x.in_features for x in linears)
+    return checkpoint.nbytes - replaced + round(weights * bits_per_weight(linears, spec) / 8)
+
+
+def _choose_linears(skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
+    linears: list[LinearPlan] = []
+    skipped: list[tuple[str, str]] = []
+    for index, block in enumerate(skeleton.blocks):
+        for name, module in block.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            path = f"{skeleton.block_name(index)}.{name}"
+            key = skeleton.plain_keys.get(f"{path}.weight", "")
+            if reason := _skip_reason(module, key, skeleton.checkpoint):
+                skipped.append((path, reason))
+            else:
+                linears.append(
+                    LinearPlan(index, name, key.removesuffix(".weight"), module.out_features, module.in_features)
+                )
+    return linears, skipped
+
+
+def _skip_reason(module: nn.Linear, key: str, checkpoint: Checkpoint) -> str | None:
+    if not key.endswith(".weight"):
+        return "stored fused with other weights in the checkpoint"
+    if checkpoint.tensors[key].dtype not in FLOAT_DTYPES:
+        return f"stored as {checkpoint.tensors[key].dtype}"
+    if module.out_features % PACKED_PER_WORD:
+        return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_PER_WORD}"
+    return None
+
+
+def _refuse_group_size(linears: list[LinearPlan], spec: QuantSpec) -> None:
+    wrong = [x for x in linears if x.in_features % spec.group_of(x.in_features)]
+    if not wrong:
+        return
+    usable = [str(g) for g in GROUP_SIZES if g == -1 or all(x.in_features % g == 0 for x in linears)]
+    worst = wrong[0]
+    raise BadInputError(
+        f"Group size {spec.group_size} does not divide the {worst.in_features} inputs of {worst.key} "
+        f"(and {len(wrong) - 1} more linears); group sizes that work for this model: {', '.join(usable)}."
+    )

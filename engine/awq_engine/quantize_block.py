@@ -1,0 +1,335 @@
+"""The recipe for one decoder block, top to bottom.
+
+    group the linears by the tensor they read          folds.input_groups
+    find and prove the folds                           folds.find_fold
+    one pass over the calibration tokens               statistics.collect_statistics
+    for each fold: choose a channel scale, apply it,   scale_search.choose_scale
+        check that the block's function is unchanged
+    for each linear: choose the clip, round            clip_search, error_feedback
+    compare with plain rounding; keep the better
+
+`fast` takes all statistics from the original block. `balanced` takes them again before each group is rounded, when the
+groups before it are rounded already, and rounds with error feedback. `best` also moves the weights first, so that on
+these inputs they give what the original gave on the original inputs (drift correction).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from awq_engine import events as e
+from awq_engine.capture import BlockInputs
+from awq_engine.clip_search import choose_clip
+from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.drift import collect_cross_statistics, correct_drift
+from awq_engine.error_feedback import round_with_feedback
+from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_fold, input_groups, scale_consumers
+from awq_engine.histogram import histogram, scale_statistics
+from awq_engine.journal import EventSink
+from awq_engine.quantize import (
+    QuantSpec,
+    choose_qparams,
+    group_ranges,
+    round_to_grid,
+    round_to_nearest,
+    to_int_weight,
+)
+from awq_engine.scale_search import ScaleChoice, choose_scale
+from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_kernels.int_weight import IntWeight
+
+INVARIANCE_TOLERANCE = 1e-4
+"""Allowed change of the block's update by a fold, relative RMS; float32 noise is about 1e-6."""
+CHECK_TOKENS = 8192
+"""Calibration tokens on which a block is compared with plain rounding."""
+
+
+@dataclass
+class BlockJob:
+    """One block with its weights loaded, and all that is needed to quantize it."""
+
+    index: int
+    block: nn.Module
+    names: list[str]
+    """Linears to quantize, by their names inside the block."""
+    inputs: BlockInputs
+    """What the block reads: from the original model (`fast`) or from the quantized blocks before it."""
+    original: BlockInputs | None
+    """What the original block reads; only for `best`."""
+    probe: BlockInputs
+    """One short sequence that has passed through the quantized blocks."""
+    spec: QuantSpec
+    config: RunConfig
+    head_dim: int
+    stored_dtype: Callable[[str], torch.dtype | None]
+    """Parameter inside the block -> dtype it is stored in; None when it cannot be rewritten."""
+    emit: EventSink
+    checkpoint_cancel: Callable[[], None]
+    """Raises when the run is to stop; called between steps."""
+
+
+@dataclass
+class BlockResult:
+    """What comes out of a block."""
+
+    weights: dict[str, IntWeight]
+    """By linear name inside the block."""
+    changed: dict[str, torch.Tensor]
+    """Other parameters that folds changed, in the dtype they are stored in."""
+    outputs: list[torch.Tensor]
+    """Of the original block: the next block's inputs for `fast`, its original inputs for `best`."""
+    loss_rounding: float
+    """MSE of the block's output under plain rounding."""
+    loss_final: float
+
+
+@dataclass
+class _Bench:
+    """The block on the workbench: original weights, and what has been folded so far."""
+
+    originals: dict[str, torch.Tensor]
+    """Every parameter of the block before any change."""
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    """By linear: what its input columns were multiplied by, [in]."""
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    """By linear: what its output rows were divided by, [out]."""
+    alphas: dict[str, float] = field(default_factory=dict)
+    folds: list[Fold] = field(default_factory=list)
+
+
+@torch.no_grad()
+def quantize_block(job: BlockJob) -> BlockResult:
+    """Quantize one block; the block is left holding the dequantized weights."""
+    originals = {name: p.data.clone() for name, p in job.block.named_parameters()}
+    bench = _Bench(originals)
+    teacher = copy.deepcopy(job.block) if job.original is not None else None
+    groups = input_groups(job.block, job.names, lambda: _probe_forward(job))
+    outputs: list[torch.Tensor] = []
+    firsts = [_linear(job, group.consumers[0]) for group in groups]
+    statistics = collect_statistics(firsts, lambda: outputs.extend(job.inputs.outputs(job.block, job.index)))
+    targets = outputs if job.original is None else list(job.original.outputs(job.block, job.index))
+    loss_rounding = _loss_of_plain_rounding(job, bench, targets)
+    if job.config.method is Method.AWQ:
+        for group, stats in zip(groups, statistics, strict=True):
+            _fold_group(job, bench, group, stats)
+    weights: dict[str, IntWeight] = {}
+    for group, stats in zip(groups, statistics, strict=True):
+        weights |= _round_group(job, bench, group, stats, teacher)
+    loss_final = _check_loss(job, targets)
+    if not loss_final <= loss_rounding:
+        reason = "plain rounding changes the block's output less"
+        job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
+        weights, loss_final = _fall_back(job, bench, groups, statistics), loss_rounding
+    return BlockResult(weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
+
+
+def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: list[torch.Tensor]) -> float:
+    """Block loss when nothing but rounding is done; the block is left as it was."""
+    for name in job.names:
+        weight = _linear(job, name).weight.data
+        weight.copy_(round_to_nearest(weight, job.spec))
+    loss = _check_loss(job, targets)
+    _restore(job, bench)
+    return loss
+
+
+def _check_loss(job: BlockJob, targets: list[torch.Tensor]) -> float:
+    """MSE of the present block's output against `targets` on the leading calibration batches."""
+    check = job.inputs.first(CHECK_TOKENS)
+    squares = [
+        (output - target).square().mean()
+        for output, target in zip(check.outputs(job.block, job.index), targets, strict=False)
+    ]
+    return float(torch.stack(squares).mean())
+
+
+def _restore(job: BlockJob, bench: _Bench) -> None:
+    for name, parameter in job.block.named_parameters():
+        parameter.data.copy_(bench.originals[name])
+
+
+def _fall_back(
+    job: BlockJob, bench: _Bench, groups: list[InputGroup], statistics: list[InputStatistics]
+) -> dict[str, IntWeight]:
+    """Start the block over with plain rounding."""
+    _restore(job, bench)
+    bench.columns.clear()
+    bench.rows.clear()
+    bench.alphas.clear()
+    bench.folds.clear()
+    plain = replace(job, config=replace(job.config, method=Method.RTN))
+    return {
+        name: _round_linear(plain, bench, name, stats, None)
+        for group, stats in zip(groups, statistics, strict=True)
+        for name in group.consumers
+    }
+
+
+def _changed_parameters(job: BlockJob, bench: _Bench) -> dict[str, torch.Tensor]:
+    """What folds changed besides the weights that were quantized, as it will be stored."""
+    quantized = {f"{name}.weight" for name in job.names}
+    changed: dict[str, torch.Tensor] = {}
+    for producer in dict.fromkeys(fold.producer for fold in bench.folds):
+        for name, parameter in job.block.get_submodule(producer).named_parameters(prefix=producer, recurse=False):
+            dtype = job.stored_dtype(name)
+            if name not in quantized and dtype is not None:
+                changed[name] = parameter.data.to(dtype).cpu()
+    return changed
+
+
+def _probe_forward(job: BlockJob) -> torch.Tensor:
+    return next(job.probe.outputs(job.block, job.index))
+
+
+def _ones(like: torch.Tensor) -> torch.Tensor:
+    return torch.ones(like.shape, device=like.device)
+
+
+def _linear(job: BlockJob, name: str) -> nn.Linear:
+    linear = job.block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _fold_group(job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics) -> None:
+    """Find the fold of one group, choose its scale, apply it and keep it only if the function is unchanged."""
+    job.checkpoint_cancel()
+    probe = find_fold(job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim)
+    accepted = probe.fold is not None
+    reason = "" if accepted else "no earlier module cancels a channel scale"
+    job.emit(e.FoldTested(job.index, probe.producer, list(group.consumers), accepted, probe.error, reason))
+    if probe.fold is None:
+        return
+    weights = [bench.originals[f"{name}.weight"] for name in group.consumers]
+    choice = choose_scale(probe.fold, weights, stats, job.spec)
+    job.emit(_scale_event(job, probe.fold, choice))
+    if _apply_fold(job, bench, probe.fold, choice.channel_scale):
+        bench.alphas |= dict.fromkeys(group.consumers, choice.alpha)
+
+
+def _storable_producers(job: BlockJob, group: InputGroup) -> InputGroup:
+    """The group without candidates that could not be written back."""
+
+    def storable(name: str) -> bool:
+        parameters = job.block.get_submodule(name).named_parameters(prefix=name, recurse=False)
+        return all(job.stored_dtype(parameter) is not None for parameter, _ in parameters)
+
+    return InputGroup(group.consumers, group.in_features, tuple(name for name in group.earlier if storable(name)))
+
+
+def _scale_event(job: BlockJob, fold: Fold, choice: ScaleChoice) -> e.ScaleChosen:
+    channels = fold.expand(choice.channel_scale)
+    return e.ScaleChosen(
+        job.index, fold.producer, list(fold.consumers), choice.alpha, choice.duo, choice.curve, choice.loss_before,
+        choice.loss_after, scale_statistics(channels), histogram(channels),
+    )  # fmt: skip
+
+
+def _apply_fold(job: BlockJob, bench: _Bench, fold: Fold, channel_scale: torch.Tensor) -> bool:
+    """Fold the scale in; undo it, and say so, if the block's function changed."""
+    touched = [
+        parameter.data
+        for name in (fold.producer, *fold.consumers)
+        for parameter in job.block.get_submodule(name).parameters(recurse=False)
+    ]
+    saved = [tensor.clone() for tensor in touched]
+    before = _probe_forward(job)
+    dtype = None if fold.kind is FoldKind.ROWS else job.stored_dtype(f"{fold.producer}.weight")
+    effective = divide_producer(job.block, fold, channel_scale, dtype)
+    scale_consumers(job.block, fold, effective)
+    error = _relative_change(before, _probe_forward(job), job.probe.hidden[0])
+    if not error <= INVARIANCE_TOLERANCE:
+        for tensor, old in zip(touched, saved, strict=True):
+            tensor.copy_(old)
+        reason = f"the fold changed the block's output by {error:.1e} and was undone"
+        job.emit(e.FoldTested(job.index, fold.producer, list(fold.consumers), False, error, reason))
+        return False
+    for name in fold.consumers:
+        columns = fold.expand(effective)
+        bench.columns[name] = bench.columns[name] * columns if name in bench.columns else columns
+    if fold.kind is FoldKind.ROWS:
+        rows = bench.rows.setdefault(fold.producer, _ones(_linear(job, fold.producer).weight[:, 0]))
+        rows[fold.row_offset : fold.row_offset + fold.width] *= effective
+    bench.folds.append(fold)
+    return True
+
+
+def _relative_change(before: torch.Tensor, after: torch.Tensor, hidden: torch.Tensor) -> float:
+    """Change of the block's update of the residual stream, relative to the update."""
+    return float((after - before).norm() / (before - hidden).norm().clamp(min=1e-12))
+
+
+def _round_group(
+    job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics, teacher: nn.Module | None
+) -> dict[str, IntWeight]:
+    """Clip and round the linears of one group; the block gets the rounded weights."""
+    sequential = job.config.method is Method.AWQ and job.config.preset is not Preset.FAST
+    columns = bench.columns.get(group.consumers[0])
+    if sequential:
+        first = _linear(job, group.consumers[0])
+        (stats,) = collect_statistics([first], lambda: _run_through(job))
+    elif columns is not None:
+        stats = stats.scaled(columns)
+    cross = None
+    if teacher is not None and job.original is not None and sequential:
+        cross = collect_cross_statistics(job.block, teacher, group.consumers[0], job.inputs, job.original, job.index)
+    weights = {}
+    for name in group.consumers:
+        job.checkpoint_cancel()
+        weights[name] = _round_linear(job, bench, name, stats, cross)
+    return weights
+
+
+def _run_through(job: BlockJob) -> None:
+    for _ in job.inputs.outputs(job.block, job.index):
+        pass
+
+
+def _round_linear(
+    job: BlockJob, bench: _Bench, name: str, stats: InputStatistics, cross: torch.Tensor | None
+) -> IntWeight:
+    """Round one linear and report every step's loss.
+
+    Args:
+        stats: of the linear's present inputs (folded).
+        cross: E[x_present x_original^T] where drift is to be corrected.
+    """
+    started = time.perf_counter()
+    linear, spec = _linear(job, name), job.spec
+    folded = linear.weight.data.clone()
+    original = bench.originals[f"{name}.weight"]
+    columns = bench.columns.get(name, _ones(linear.weight[0]))
+    rows = bench.rows.get(name, _ones(linear.weight[:, 0]))
+    target = folded if cross is None else correct_drift(folded, original / rows[:, None], stats, cross)
+
+    def loss(rounded: torch.Tensor) -> float:
+        return stats.output_mse((rounded - folded) * rows[:, None])
+
+    plain = round_to_nearest(original, spec) - original
+    losses = {"rounding": stats.output_mse(plain * columns)}
+    qparams, rounded, clipped = choose_qparams(*group_ranges(target, spec), spec), target, 0.0
+    if job.config.method is Method.RTN:
+        rounded = round_to_grid(target, qparams, spec)
+    else:
+        losses["scale"] = loss(round_to_grid(folded, choose_qparams(*group_ranges(folded, spec), spec), spec))
+        qparams, clipped = choose_clip(target, stats, spec)
+        rounded = round_to_grid(target, qparams, spec)
+        losses["clip"] = loss(rounded)
+        if job.config.preset is not Preset.FAST:
+            rounded = round_with_feedback(target, stats, qparams, spec)
+            losses["feedback"] = loss(rounded)
+    linear.weight.data.copy_(rounded)
+    error = (rounded - folded) * rows[:, None] / columns
+    job.emit(
+        e.LinearQuantized(
+            job.index, name, linear.out_features, linear.in_features, losses, float(plain.square().mean()),
+            float(error.square().mean()), clipped, time.perf_counter() - started, bench.alphas.get(name),
+        )
+    )  # fmt: skip
+    return to_int_weight(rounded, qparams, spec)

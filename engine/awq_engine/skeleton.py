@@ -1,0 +1,237 @@
+"""The model without its weights, and the way to give weights to one part of it at a time.
+
+The module tree is built with every parameter on the meta device (buffers, such as rotary frequencies, are real). Parts
+are filled from safetensors through transformers' own key renaming and weight conversion, used, and emptied again: at
+any moment only one decoder block, or the embeddings and the head, occupy memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from awq_engine.checkpoint import Checkpoint
+from awq_engine.errors import BadInputError
+
+
+@dataclass
+class Skeleton:
+    """A causal language model whose parameters are on the meta device until they are asked for."""
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    blocks_name: str
+    """Path of the module list of decoder blocks, e.g. `model.layers`."""
+    targets: dict[str, str]
+    """Checkpoint key -> parameter name in the module tree."""
+    plain_keys: dict[str, str]
+    """Parameter name -> checkpoint key, for parameters stored one to one (renamed, never converted)."""
+    dtype: torch.dtype
+    device: torch.device
+    unpack: Callable[[str], torch.Tensor | None] = lambda key: None
+    """Checkpoint key -> its weight in floats where the checkpoint holds integers instead; None where it does not."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.model.get_submodule(self.blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def block_name(self, index: int) -> str:
+        return f"{self.blocks_name}.{index}"
+
+    def block_keys(self, index: int) -> list[str]:
+        """Checkpoint keys of one block."""
+        prefix = self.block_name(index) + "."
+        return [key for key, target in self.targets.items() if target.startswith(prefix)]
+
+    def outer_keys(self) -> list[str]:
+        """Checkpoint keys of everything but the blocks: embeddings, final norm, head."""
+        prefix = self.blocks_name + "."
+        return [key for key, target in self.targets.items() if not target.startswith(prefix)]
+
+    @contextlib.contextmanager
+    def loaded_block(self, index: int) -> Iterator[nn.Module]:
+        """One decoder block with its weights, emptied again at the end."""
+        block = self.blocks[index]
+        try:
+            self._fill(self.block_keys(index))
+            _refuse_missing(block, self.block_name(index), self.checkpoint.path)
+            yield block
+        finally:
+            _empty_parameters(block)
+
+    @contextlib.contextmanager
+    def loaded_outer(self) -> Iterator[PreTrainedModel]:
+        """The model with everything loaded but its blocks."""
+        outer = [name for name, _ in self.model.named_parameters() if not name.startswith(self.blocks_name + ".")]
+        try:
+            self._fill(self.outer_keys())
+            self.model.tie_weights()
+            parameters = dict(self.model.named_parameters())
+            if missing := [name for name in outer if name in parameters and parameters[name].is_meta]:
+                raise _missing_error(missing[0], self.checkpoint.path)
+            yield self.model
+        finally:
+            for name in outer:
+                module_name, _, leaf = name.rpartition(".")
+                _empty_parameter(self.model.get_submodule(module_name), leaf)
+
+    def _fill(self, keys: Iterable[str]) -> None:
+        """Read these checkpoint keys into their parameters, as `dtype` on `device`."""
+        transforms = get_model_conversion_mapping(self.model)
+        load = LoadStateDictConfig(
+            weight_mapping=transforms, device_map={"": str(self.device)}, dtype=self.dtype  # pyright: ignore
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            slices = self._slices(stack, keys)
+            try:
+                convert_and_load_state_dict_in_model(self.model, slices, load)
+            except RuntimeError as error:
+                raise BadInputError(
+                    f"The weights in {self.checkpoint.path} do not fit its config.json: {error}"
+                ) from error
+
+    def _slices(self, stack: contextlib.ExitStack, keys: Iterable[str]) -> dict[str, Any]:
+        files: dict[Path, Any] = {}
+        slices: dict[str, Any] = {}
+        for key in keys:
+            if (weight := self.unpack(key)) is not None:
+                slices[key] = weight
+                continue
+            file = self.checkpoint.tensors[key].file
+            if file not in files:
+                files[file] = stack.enter_context(safe_open(str(file), "pt"))
+            slices[key] = files[file].get_slice(key)
+        return slices
+
+
+def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
+    """Build the empty model of a checkpoint; its blocks are the largest list of alike modules that hold linears.
+
+    Raises `BadInputError` when transformers does not know the architecture, or no such list exists.
+    """
+    config = load_config(checkpoint)
+    with _parameters_on_meta():
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(
+                f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {error}"
+            ) from error
+    model.eval().requires_grad_(False)
+    targets, plain = _map_keys(model, checkpoint)
+    return Skeleton(model, checkpoint, _find_blocks(model), targets, plain, torch.float32, torch.device(device))
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The transformers config of a checkpoint; remote code is never run."""
+    if "auto_map" in checkpoint.config and checkpoint.model_type not in _known_model_types():
+        raise BadInputError(
+            f"{checkpoint.path} needs its own Python code ('{checkpoint.model_type}'), which is never run; "
+            "use a model that transformers supports itself."
+        )
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {_first_line(error)}") from error
+
+
+def _known_model_types() -> set[str]:
+    from transformers import CONFIG_MAPPING
+
+    return set(CONFIG_MAPPING.keys())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _find_blocks(model: nn.Module) -> str:
+    sizes = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and any(isinstance(m, nn.Linear) for m in module.modules())
+    }
+    if not sizes:
+        raise BadInputError(f"No list of decoder blocks with linear layers was found in {type(model).__name__}.")
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _map_keys(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state = model.state_dict()
+    targets: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    for key in checkpoint.tensors:
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        targets[key] = target
+        if pattern is None and target in state:
+            plain[target] = key
+    return targets, plain
+
+
+def _refuse_missing(module: nn.Module, prefix: str, path: Path) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise _missing_error(f"{prefix}.{name}", path)
+
+
+def _missing_error(name: str, path: Path) -> BadInputError:
+    return BadInputError(
+        f"The weights in {path} lack the tensor '{name}' that the architecture needs; download it again."
+    )
+
+
+def _empty_parameters(module: nn.Module) -> None:
+    for child in module.modules():
+        for name in list(child._parameters):
+            _empty_parameter(child, name)
+
+
+def _empty_parameter(module: nn.Module, name: str) -> None:
+    parameter = module._parameters.get(name)
+    if parameter is not None and not parameter.is_meta:
+        module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Inside, every new parameter lands on the meta device while buffers stay real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def block_index(blocks_name: str, name: str) -> int | None:
+    """The block that a parameter or module name lies in, or None."""
+    match = re.match(re.escape(blocks_name) + r"\.(\d+)\.", name)
+    return int(match.group(1)) if match else None

@@ -1,0 +1,71 @@
+"""What calibration leaves behind of a linear's inputs: second moments, enough for every search that follows.
+
+The output error of a weight W' against W over all calibration tokens is
+
+    mean_t |x_t W'^T - x_t W^T|^2  =  tr(D G D^T),   D = W' - W,  G = E[x x^T],
+
+so after one pass over the tokens no grid point needs a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class InputStatistics:
+    """Moments of the vectors a group of linears reads."""
+
+    gram: torch.Tensor
+    """float32 [in, in]: E[x x^T]."""
+    act_mean: torch.Tensor
+    """float32 [in]: E|x|, AWQ's saliency."""
+    n_tokens: int
+
+    def scaled(self, channel_scale: torch.Tensor) -> InputStatistics:
+        """The statistics of x / channel_scale."""
+        gram = self.gram / channel_scale[:, None] / channel_scale[None, :]
+        return InputStatistics(gram, self.act_mean / channel_scale, self.n_tokens)
+
+    def output_mse(self, difference: torch.Tensor) -> float:
+        """Mean squared change of the outputs when the weight [out, in] changes by `difference` (float32)."""
+        return float(((difference @ self.gram) * difference).sum() / difference.shape[0])
+
+
+class _Accumulator:
+    """Sums the moments of everything one linear is called with."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self.gram = torch.zeros(in_features, in_features, device=device)
+        self.absolute = torch.zeros(in_features, device=device)
+        self.n_tokens = 0
+
+    def hook(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        self.gram.addmm_(x.T, x)
+        self.absolute += x.abs().sum(0)
+        self.n_tokens += x.shape[0]
+
+    def result(self) -> InputStatistics:
+        count = max(self.n_tokens, 1)
+        return InputStatistics(self.gram / count, self.absolute / count, self.n_tokens)
+
+
+def collect_statistics(linears: Iterable[nn.Linear], forward: Callable[[], None]) -> list[InputStatistics]:
+    """Run `forward` once and return the input statistics of each of `linears`, in order."""
+    linears = list(linears)
+    accumulators = [_Accumulator(linear.in_features, linear.weight.device) for linear in linears]
+    handles = [
+        linear.register_forward_pre_hook(accumulator.hook)
+        for linear, accumulator in zip(linears, accumulators, strict=True)
+    ]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [accumulator.result() for accumulator in accumulators]

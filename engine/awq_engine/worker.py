@@ -1,0 +1,91 @@
+"""The engine process: `python -m awq_engine.worker RUN_DIR LOCK_FD`.
+
+It inherits the run's lock, appends to the run's journal, and ends with one of `run_finished`, `run_cancelled` or
+`run_failed`; if it is killed it says nothing, and the lock it no longer holds says so instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import socket
+import sys
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+from awq_engine import events as e
+from awq_engine.errors import AwqError, ExitCode, InterruptedRunError, ResourceError
+from awq_engine.journal import EventSink, Journal
+from awq_engine.runs import Run
+from awq_engine.state import replay
+
+
+def main(argv: list[str]) -> int:
+    """Work on the run in `argv[0]`, whose lock is held through the inherited descriptor `argv[1]`."""
+    run, descriptor = Run(Path(argv[0])), int(argv[1])
+    os.set_inheritable(descriptor, False)
+    with Journal(run.journal_path) as emit:
+        try:
+            return _work(run, emit)
+        except InterruptedRunError as error:
+            emit(e.RunCancelled(len(replay(run.records()).blocks)))
+            print(error, file=sys.stderr)
+            return ExitCode.INTERRUPTED
+        except BaseException as error:
+            return _fail(run, emit, error)
+
+
+def _work(run: Run, emit: EventSink) -> int:
+    resumed = len(replay(run.records()).blocks)
+    config = run.config()
+    emit(e.RunStarted(run.id, config.to_json(), versions(), os.getpid(), socket.gethostname(), config.device, resumed))
+    import torch
+    from transformers.utils import logging
+
+    from awq_engine.fingerprint import stored_threads
+    from awq_engine.pipeline import execute
+
+    logging.disable_progress_bar()
+    if threads := config.threads or stored_threads(run):
+        torch.set_num_threads(threads)
+    execute(run, emit)
+    return ExitCode.OK
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide a result, for the journal and the report."""
+    packages = {name: version(name) for name in ("awq-tui", "torch", "transformers", "safetensors")}
+    return {"python": platform.python_version(), **packages}
+
+
+def _fail(run: Run, emit: EventSink, error: BaseException) -> int:
+    """Say what went wrong in the journal; details go to the engine's log."""
+    traceback.print_exc()
+    known = explain(error)
+    if known is not None:
+        emit(e.RunFailed(str(known), int(known.exit_code)))
+        return int(known.exit_code)
+    message = f"A bug in awq-tui stopped the run ({type(error).__name__}: {error}); the details are in {run.log_path}."
+    emit(e.RunFailed(message, int(ExitCode.BUG)))
+    return int(ExitCode.BUG)
+
+
+def explain(error: BaseException) -> AwqError | None:
+    """The error as one of ours, if it is one or means one; None for a bug."""
+    if isinstance(error, AwqError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return ResourceError(f"The disk is full{where}; free some space and resume the run.")
+    out_of_memory = isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+    if out_of_memory:
+        return ResourceError(
+            "There is not enough memory for this run; use fewer or shorter samples and resume the run."
+        )
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

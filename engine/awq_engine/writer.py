@@ -1,0 +1,168 @@
+"""The checkpoint on disk: finished blocks, then shards put together from byte ranges.
+
+A block's tensors are written once, when it is done. The final shards copy those bytes, and the bytes of every tensor that
+nothing touched, from file to file: no tensor is decoded, and what was not quantized stays what it was to the last bit. The
+output appears under its final name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from awq_engine.checkpoint import Checkpoint, TensorInfo, read_header
+from awq_engine.runs import sync_directory, write_atomically
+
+SHARD_BYTES = 5_000_000_000
+COPY_CHUNK = 16 << 20
+COPIED_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*")
+"""Files beside the weights that belong to a model: tokenizer, generation settings, chat template, licence."""
+REPLACED_FILES = ("config.json", "model.safetensors.index.json", "quantization_report.json", "quant_config.json")
+
+
+def save_block(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Write a finished block durably; return the SHA-256 of the file."""
+    data = save({name: tensor.contiguous().cpu() for name, tensor in sorted(tensors.items())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+    sync_directory(path.parent.parent)
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; "" when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def output_tensors(checkpoint: Checkpoint, block_files: Iterable[Path], quantized: set[str]) -> list[TensorInfo]:
+    """Every tensor of the output in the source's order, each where its bytes lie now.
+
+    Args:
+        quantized: checkpoint names of quantized linears, whose `.weight` gives way to packed tensors.
+    """
+    written: dict[str, TensorInfo] = {}
+    for file in block_files:
+        written |= read_header(file)
+    result: list[TensorInfo] = []
+    for key, info in checkpoint.tensors.items():
+        linear = key.removesuffix(".weight")
+        if key.endswith(".weight") and linear in quantized:
+            result += [written.pop(f"{linear}.{part}") for part in ("qweight", "qzeros", "scales")]
+        else:
+            result.append(written.pop(key, info))
+    assert not written, f"tensors without a place in the checkpoint: {sorted(written)[:3]}"
+    return result
+
+
+def write_shards(folder: Path, tensors: list[TensorInfo], progress: Callable[[int, int], None]) -> None:
+    """Write the tensors as one `model.safetensors`, or as numbered shards with an index."""
+    shards = _split(tensors)
+    total = sum(tensor.nbytes for tensor in tensors)
+    done = 0
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / name).open("wb") as file:
+            file.write(_header(shard))
+            for tensor in shard:
+                _copy_bytes(tensor, file)
+                done += tensor.nbytes
+                progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+        weight_map |= {tensor.name: name for tensor in shard}
+    if len(shards) > 1:
+        _write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def write_side_files(
+    folder: Path, checkpoint: Checkpoint, quantization: dict[str, Any], card: str, report: dict[str, Any]
+) -> None:
+    """`config.json` with its quantization, report, model card, and copies of the tokenizer and other small files."""
+    for file in side_files(checkpoint.path):
+        shutil.copyfile(file, folder / file.name)
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    _write_json(folder / "config.json", {**config, "quantization_config": quantization})
+    _write_json(folder / "quantization_report.json", report)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def side_files(folder: Path) -> list[Path]:
+    """The small files of a model folder that its quantized copy needs too."""
+    found = {file for pattern in COPIED_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if file.name not in REPLACED_FILES)
+
+
+def publish(staging: Path, output: Path) -> None:
+    """Give the complete folder its final name; an older folder of that name gives way only now."""
+    for file in staging.iterdir():
+        _sync_file(file)
+    sync_directory(staging)
+    retired = output.with_name(f".{output.name}.replaced")
+    shutil.rmtree(retired, ignore_errors=True)
+    if output.exists():
+        output.rename(retired)
+    staging.rename(output)
+    sync_directory(output.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _split(tensors: list[TensorInfo]) -> list[list[TensorInfo]]:
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
+
+
+def _header(tensors: list[TensorInfo]) -> bytes:
+    """The length and JSON header of a safetensors file, padded so that the data starts 8-byte aligned."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        entries[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]
+        }  # fmt: skip
+        offset += tensor.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _copy_bytes(tensor: TensorInfo, target: Any) -> None:
+    left = tensor.nbytes
+    with tensor.file.open("rb") as source:
+        source.seek(tensor.start)
+        while left:
+            chunk = source.read(min(left, COPY_CHUNK))
+            if not chunk:
+                raise OSError(f"{tensor.file} ended while '{tensor.name}' was being copied")
+            target.write(chunk)
+            left -= len(chunk)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
