@@ -82,14 +82,14 @@ class AwqApp(App[None]):
         "inspect": partial(_choose_screen, "inspect"),
         "chat": partial(_choose_screen, "chat"),
     }
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (30, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - Textual's own type
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1,alt+1", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),
-        Binding("2,alt+2", "section('runs')", "Runs", id="section.runs", show=False, tooltip="Every run."),
-        Binding("3,alt+3", "section('inspect')", "Inspect", id="section.inspect", show=False,
+        Binding("1,f2", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),
+        Binding("2,f3", "section('runs')", "Runs", id="section.runs", show=False, tooltip="Every run."),
+        Binding("3,f4", "section('inspect')", "Inspect", id="section.inspect", show=False,
                 tooltip="Per-layer statistics of a result."),
-        Binding("4,alt+4", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
+        Binding("4,f5", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
         Binding("escape", "back", "Back", id="app.back", show=False, tooltip="To the screen you came from."),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="app.help",
                 tooltip="What this screen is for, and its keys."),
@@ -196,14 +196,19 @@ class AwqApp(App[None]):
         self.run_worker(partial(self._show, section, screen), group="navigation", exit_on_error=False)
 
     async def _show(self, section: str, screen: Screen[Any]) -> None:
-        """Put `screen` alone on top of its section, and remember where Back leads."""
+        """Put `screen` alone on top of its section.
+
+        Back leads to where an inspection or a chat was opened; a run's Back leads to the list of runs, and the form
+        that started it is done.
+        """
         origin = self.current_mode
-        await self.switch_mode(section)
-        while len(self.screen_stack) > 1:
-            await self.pop_screen()
-        await self.push_screen(screen)
-        if origin != section:
+        if section == "runs":
+            await self._pop_to_base()
+        elif origin != section:
             self._origins[section] = origin
+        await self.switch_mode(section)
+        await self._pop_to_base()
+        await self.push_screen(screen)
 
     def action_section(self, section: str) -> None:
         """Go to a section as it was left; a second press goes to its first screen."""

@@ -1,0 +1,203 @@
+"""What the configure screen holds before it becomes a `RunConfig`: raw values, their problems, and the forecast.
+
+No Textual here. `review` looks at the disk but reads no weights; it is called after every change, off the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from awq_engine.checkpoint import Checkpoint
+from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.disk import existing_parent
+from awq_engine.errors import UsageError
+from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
+from awq_engine.format import size
+from awq_tui.details import DEFAULT_SEQ_LEN
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+BYTES_PER_TOKEN = 4
+"""Of English text, roughly: enough to warn about a file that is far too small."""
+
+
+class TextSource(StrEnum):
+    """Where the calibration text comes from."""
+
+    BUILTIN = "builtin"
+    FILE = "file"
+    HUB = "hub"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The form's values as the person left them; the numbers are still text."""
+
+    model: str
+    output: str
+    bits: int = RunConfig.bits
+    group_size: int = RunConfig.group_size
+    symmetric: bool = False
+    preset: Preset = RunConfig.preset
+    method: Method = RunConfig.method
+    text_source: TextSource = TextSource.BUILTIN
+    text: str = ""
+    """A path or a data set's name, by `text_source`."""
+    samples: str = str(RunConfig.samples)
+    seq_len: str = str(DEFAULT_SEQ_LEN)
+    device: str = RunConfig.device
+    overwrite: bool = False
+
+    @property
+    def calibration(self) -> str:
+        """As `RunConfig.calibration` spells it; the engine works in another folder, so paths are absolute."""
+        if self.text_source is TextSource.FILE:
+            return str(Path(self.text.strip()).expanduser().absolute())
+        return f"hub:{self.text.strip().removeprefix('hub:')}" if self.text_source is TextSource.HUB else "builtin"
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output.strip()).expanduser().absolute()
+
+    def config(self) -> RunConfig:
+        """The request; `UsageError` for a value that can never work."""
+        return RunConfig(
+            self.model, str(self.output_path), self.bits, self.group_size, self.symmetric, self.preset, self.method,
+            calibration=self.calibration, samples=_whole("number of samples", self.samples),
+            seq_len=_whole("sequence length", self.seq_len), device=self.device, overwrite=self.overwrite,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Review:
+    """What is known about a draft."""
+
+    config: RunConfig | None
+    """None while the draft cannot become one."""
+    forecast: Estimate | None
+    """None without a config, or for a model that is not on this machine yet."""
+    problems: dict[str, str]
+    """Sentences by form field; a run with any of these cannot start."""
+    warnings: tuple[str, ...]
+    fitting: tuple[int, ...]
+    """Group sizes that divide every layer; empty when unknown."""
+
+    @property
+    def ready(self) -> bool:
+        return self.config is not None and not self.problems
+
+
+def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, free_memory: int | None) -> Review:
+    """Check a draft against the model, the disk and the memory (bytes free, None if unknown)."""
+    problems = {**_text_problem(draft), **_output_problem(draft, checkpoint)}
+    config, forecast = None, None
+    try:
+        config = draft.config()
+    except UsageError as error:
+        field = "samples" if "samples" in str(error) else "seq-len" if "sequence" in str(error) else "group-size"
+        problems[field] = str(error)
+    if config and checkpoint:
+        forecast = estimate(checkpoint, config, speed)
+        problems |= {_field_of(problem): problem for problem in forecast.problems}
+    if forecast and "output" not in problems:
+        problems |= _disk_problem(draft, forecast)
+    fitting = tuple(fitting_group_sizes(block_linears(checkpoint))) if checkpoint else ()
+    return Review(config, forecast, problems, _warnings(draft, config, forecast, free_memory), fitting)
+
+
+def default_output(model: str) -> str:
+    """A folder under ~/models named after the model that does not exist yet."""
+    name = f"{Path(model).name.split('@')[0]}-AWQ"
+    folder = Path.home() / "models"
+    candidates = (folder / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
+    return str(next(path for path in candidates if not path.exists()))
+
+
+def command(config: RunConfig) -> str:
+    """The command line that starts the same run, quoted for a shell."""
+    words = ["awq-tui", "quantize", config.model, "-o", config.output]
+    words += ["--bits", str(config.bits), "--group-size", str(config.group_size), "--preset", config.preset]
+    words += ["--samples", str(config.samples), "--seq-len", str(config.seq_len)]
+    defaults = RunConfig(config.model, config.output)
+    for flag, field in (("--method", "method"), ("--calibration", "calibration"), ("--device", "device")):
+        if getattr(config, field) != getattr(defaults, field):
+            words += [flag, str(getattr(config, field))]
+    words += ["--symmetric"] if config.symmetric else []
+    words += ["--overwrite"] if config.overwrite else []
+    return shlex.join(words)
+
+
+def _whole(what: str, text: str) -> int:
+    try:
+        return int(text.strip())
+    except ValueError:
+        raise UsageError(f"The {what} must be a whole number, not '{text.strip()}'.") from None
+
+
+def _field_of(problem: str) -> str:
+    """Which form field a sentence of the estimate belongs to."""
+    if "group size" in problem:
+        return "group-size"
+    return "seq-len" if "Sequences of" in problem else "model"
+
+
+def _text_problem(draft: Draft) -> dict[str, str]:
+    text = draft.text.strip()
+    if draft.method is Method.RTN or draft.text_source is TextSource.BUILTIN:
+        return {}
+    if draft.text_source is TextSource.HUB:
+        return {} if text else {"text": "Name a data set on the Hub: dataset[:config][:split][:column]."}
+    if not text:
+        return {"text": f"Name a calibration file ({', '.join(TEXT_SUFFIXES)}) or a folder of them."}
+    path = Path(draft.calibration)
+    if not path.exists():
+        return {"text": f"There is no file {path}."}
+    if not os.access(path, os.R_OK):
+        return {"text": f"{path} cannot be read: permission denied."}
+    if path.is_file() and path.suffix not in TEXT_SUFFIXES:
+        return {"text": f"{path.name} is none of {', '.join(TEXT_SUFFIXES)}."}
+    return {}
+
+
+def _output_problem(draft: Draft, checkpoint: Checkpoint | None) -> dict[str, str]:
+    if not draft.output.strip():
+        return {"output": "Name the folder that the result goes to."}
+    path = draft.output_path
+    if checkpoint and path.resolve() == checkpoint.path.resolve():
+        return {"output": "The output folder is the model itself; choose another."}
+    if path.is_file():
+        return {"output": f"{path} is a file; choose a folder."}
+    if path.is_dir() and not draft.overwrite:
+        return {"output": f"{path} exists already; choose another folder, or switch on overwrite."}
+    parent = existing_parent(path.parent)
+    if not os.access(parent, os.W_OK):
+        return {"output": f"{parent} cannot be written to; choose another folder."}
+    return {}
+
+
+def _disk_problem(draft: Draft, forecast: Estimate) -> dict[str, str]:
+    needed = forecast.bytes_after + forecast.blocks_bytes
+    free = shutil.disk_usage(existing_parent(draft.output_path)).free
+    return (
+        {"output": f"The disk is too full: {size(needed)} are needed, {size(free)} are free."} if free < needed else {}
+    )
+
+
+def _warnings(
+    draft: Draft, config: RunConfig | None, forecast: Estimate | None, free_memory: int | None
+) -> tuple[str, ...]:
+    found = []
+    if forecast and free_memory is not None and forecast.peak_host_bytes > free_memory:
+        peak = size(forecast.peak_host_bytes)
+        found.append(f"Peak memory is about {peak}, and {size(free_memory)} are free now.")
+    if config and draft.text_source is TextSource.FILE and Path(draft.calibration).is_file():
+        wanted, available = config.samples * config.seq_len, Path(draft.calibration).stat().st_size // BYTES_PER_TOKEN
+        if available < wanted:
+            found.append(f"The text holds roughly {available} tokens; {wanted} are wanted.")
+    if draft.method is Method.RTN:
+        found.append("Round to nearest looks at no text: preset and calibration change nothing.")
+    return tuple(found)

@@ -1,0 +1,210 @@
+"""What will I get if I press start?  A form of one-line fields, checked and forecast after every change."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import ClassVar, TypeVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Button, Checkbox, Input, Label, Static
+
+from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Method, Preset, RunConfig
+from awq_engine.errors import AwqError
+from awq_engine.estimate import Speed, measured_speed
+from awq_engine.runs import Run, create_run
+from awq_engine.sanitize import one_line
+from awq_tui.background import in_thread
+from awq_tui.catalog import Entry
+from awq_tui.details import fitting_seq_len
+from awq_tui.draft import Draft, Review, TextSource, command, default_output, review
+from awq_tui.screens.section import SectionScreen
+from awq_tui.widgets.choice import Choice
+from awq_tui.widgets.plan_pane import PlanPane
+
+T = TypeVar("T")
+DEVICES = ("auto", "cpu", "cuda")
+SETTLE = 0.05
+"""Seconds without a change before the draft is reviewed."""
+FOCUS = {"text": "#text", "output": "#output", "samples": "#samples", "seq-len": "#seq-len", "model": "#bits"}
+"""Where the cursor goes to mend a problem."""
+PLACEHOLDERS = {
+    TextSource.BUILTIN: "",
+    TextSource.FILE: "~/text.txt, .jsonl, .parquet or a folder",
+    TextSource.HUB: "dataset[:config][:split][:column]",
+}
+
+
+class Form(VerticalScroll, inherit_bindings=False, can_focus=False):
+    """The fields; up and down are left to the screen, which moves between them."""
+
+
+class ConfigureScreen(SectionScreen):
+    """Makes a run of `entry`."""
+
+    CSS_PATH = "configure.tcss"
+    AUTO_FOCUS = "#group-size"
+    HELP = """Choose how the model is quantized. Up and down go from field to field, left and right change a choice.
+The plan shows what comes out and what it costs; a sentence with ✗ says what has to change before it can start.
+Group size: inputs that share one scale; smaller is more exact and larger on disk; "row" is one scale per row.
+Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also follows the drift of the inputs."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s,f9", "start", "Start", key_display="^s", id="configure.start", tooltip="Start the run."),
+        Binding("y", "copy", "Copy command", id="configure.copy", tooltip="The same run as a shell command (OSC 52)."),
+        Binding("escape", "app.back", "Back", key_display="esc", id="configure.back"),
+        Binding("up", "app.focus_previous", "Field above", show=False),
+        Binding("down", "app.focus_next", "Field below", show=False),
+    ]
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__()
+        self._entry = entry
+        self._checkpoint: Checkpoint | None = None
+        self._speed: Speed | None = None
+        self._review: Review | None = None
+        self._starting = False
+
+    def body(self) -> ComposeResult:
+        title = f"{one_line(self._entry.name)}  {one_line(self._entry.model)}"
+        yield Static(title, id="configure-title", markup=False)
+        with Horizontal(id="configure-panes"):
+            with Form(id="form"):
+                yield from self._fields()
+            with VerticalScroll(id="plan", classes="pane", can_focus=False) as pane:
+                pane.border_title = "Plan"
+                yield PlanPane()
+
+    def _fields(self) -> ComposeResult:
+        groups = [("row" if size == -1 else str(size), size) for size in GROUP_SIZES]
+        yield _row("Bits", Choice([(str(bits), bits) for bits in SUPPORTED_BITS], RunConfig.bits, id="bits"))
+        yield _row("Group size", Choice(groups, RunConfig.group_size, id="group-size"))
+        yield _row("Zero points", Choice([("asymmetric", False), ("symmetric", True)], False, id="symmetric"))
+        yield _row("Preset", Choice([(str(preset), preset) for preset in Preset], RunConfig.preset, id="preset"))
+        yield _row("Method", Choice([("AWQ", Method.AWQ), ("round to nearest", Method.RTN)], Method.AWQ, id="method"))
+        sources = [("built in", TextSource.BUILTIN), ("file", TextSource.FILE), ("Hub data set", TextSource.HUB)]
+        yield _row("Calibration", Choice(sources, TextSource.BUILTIN, id="text-source"))
+        yield _row("", Input(id="text", compact=True), id="text-row")
+        yield _row("Samples", Input(str(RunConfig.samples), id="samples", compact=True, max_length=6))
+        yield _row("Tokens each", Input(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
+        yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
+        yield _row("Output", Input(default_output(self._entry.model), id="output", compact=True))
+        yield _row("", Checkbox("overwrite what is there", id="overwrite", compact=True), id="overwrite-row")
+        yield _row("", Button("Start", id="start", variant="primary", compact=True))
+
+    def on_mount(self) -> None:
+        self.query_one("#overwrite-row").display = False
+        self.query_one("#text-row").display = False
+        self.run_worker(self._read_model, group="read", exit_on_error=False)
+
+    async def _read_model(self) -> None:
+        self._request_review()
+        self._speed = await in_thread(measured_speed)
+        if self._entry.path is not None:
+            self._checkpoint = await in_thread(read_checkpoint, self._entry.path)
+            self.query_one("#seq-len", Input).value = str(fitting_seq_len(self._checkpoint))
+        self._request_review()
+
+    # the draft and its review
+
+    def draft(self) -> Draft:
+        """The form's present values."""
+        return Draft(
+            model=self._entry.model,
+            output=self.query_one("#output", Input).value,
+            bits=self._chosen("bits", int),
+            group_size=self._chosen("group-size", int),
+            symmetric=self._chosen("symmetric", bool),
+            preset=self._chosen("preset", Preset),
+            method=self._chosen("method", Method),
+            text_source=self._chosen("text-source", TextSource),
+            text=self.query_one("#text", Input).value,
+            samples=self.query_one("#samples", Input).value,
+            seq_len=self.query_one("#seq-len", Input).value,
+            device=self._chosen("device", str),
+            overwrite=self.query_one("#overwrite", Checkbox).value,
+        )
+
+    def _chosen(self, name: str, kind: type[T]) -> T:
+        value = self.query_one(f"#{name}", Choice).value
+        assert isinstance(value, kind)
+        return value
+
+    @on(Choice.Changed)
+    @on(Input.Changed)
+    @on(Checkbox.Changed)
+    def _request_review(self) -> None:
+        source = self._chosen("text-source", TextSource)
+        self.query_one("#text-row").display = source is not TextSource.BUILTIN
+        self.query_one("#text", Input).placeholder = PLACEHOLDERS[source]
+        self.run_worker(self._update_review, group="review", exclusive=True, exit_on_error=False)
+
+    async def _update_review(self) -> None:
+        await asyncio.sleep(SETTLE)
+        machine = self.awq.machine
+        free = machine.host.free if machine else None
+        self._review = await in_thread(review, self.draft(), self._checkpoint, self._speed, free)
+        self.query_one(PlanPane).show(self._review, machine)
+        fitting = self._review.fitting
+        unfit = [size for size in GROUP_SIZES if size not in fitting] if fitting else []
+        self.query_one("#group-size", Choice).mark_unfit(unfit)
+        exists = self.draft().output_path.is_dir() and bool(self.draft().output.strip())
+        self.query_one("#overwrite-row").display = exists
+        self.query_one("#start", Button).disabled = not self._review.ready
+
+    # keys
+
+    @on(Input.Submitted)
+    def _next_field(self) -> None:
+        self.focus_next()
+
+    def action_copy(self) -> None:
+        if self._review is None or self._review.config is None:
+            self.notify("The command can be copied once every field has a usable value.", severity="warning")
+            return
+        text = command(self._review.config)
+        self.app.copy_to_clipboard(text)
+        self.notify(text, title="Copied")
+
+    @on(Button.Pressed, "#start")
+    def action_start(self) -> None:
+        """Start the run as it was last reviewed, or go to the field that stands in the way."""
+        if self._review is None or self._starting:
+            return
+        if not self._review.ready or self._review.config is None:
+            field, sentence = next(iter(self._review.problems.items()))
+            self.query_one(FOCUS.get(field, f"#{field}")).focus()
+            self.notify(sentence, severity="error")
+            return
+        self._starting = True
+        self.run_worker(partial(self._start, self._review.config), group="start", exit_on_error=False)
+
+    async def _start(self, config: RunConfig) -> None:
+        try:
+            run = await in_thread(_create_and_spawn, self, config)
+        except (AwqError, OSError) as error:
+            self.awq.show_failure(error)
+        else:
+            self.awq.open_run(run)
+        finally:
+            self._starting = False
+
+
+def _create_and_spawn(screen: ConfigureScreen, config: RunConfig) -> Run:
+    """A run whose engine cannot be started leaves nothing behind."""
+    run = create_run(config)
+    try:
+        screen.awq.start_engine(run)
+    except BaseException:
+        run.remove()
+        raise
+    return run
+
+
+def _row(label: str, field: Widget, id: str | None = None) -> Horizontal:  # noqa: A002
+    return Horizontal(Label(Content(label)), field, classes="field", id=id)
