@@ -1,0 +1,52 @@
+"""The `awq-tui` command: the app where there is a terminal for it, the headless command line everywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from awq_engine import cli
+from awq_engine.errors import AwqError, ExitCode
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`awq-tui` opens the app, `awq-tui demo` in a terminal opens it on the demo's run; the rest is `awq_engine.cli`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["demo"] and _has_terminal():
+        return _demo_in_app()
+    if arguments:
+        return cli.main(arguments)
+    if _has_terminal():
+        return _open_app()
+    print(cli.build_parser().format_help(), file=sys.stderr)
+    print("awq-tui: the app needs a terminal; give one of the commands above.", file=sys.stderr)
+    return ExitCode.BAD_INPUT
+
+
+def _has_terminal() -> bool:
+    """Whether a person can see and steer the app."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _open_app(run_id: str | None = None) -> int:
+    from awq_tui.app import main as open_app
+
+    return open_app(run_id)
+
+
+def _demo_in_app() -> int:
+    from awq_engine.demo import start_demo
+
+    try:
+        run, engine = start_demo()
+    except AwqError as error:
+        print(f"awq-tui: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        return _open_app(run.id)
+    finally:
+        engine.poll()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

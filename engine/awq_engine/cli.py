@@ -1,0 +1,204 @@
+"""The headless `awq-tui` commands: arguments in, exit code out.
+
+This module only parses and turns errors into sentences; each command lives in `commands/` and is imported when it is
+asked for, so `--help`, `runs` and `cancel` never wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from awq_engine.commands.console import result_json
+from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
+from awq_engine.crash import write_crash_report
+from awq_engine.errors import AwqError, ExitCode, ResourceError
+from awq_engine.sanitize import plain
+
+MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"
+TEXT = "builtin, a .txt/.jsonl/.parquet file, a folder of these, or hub:DATASET[:CONFIG][:SPLIT][:COLUMN]"
+RUN = "a run id, the unique beginning of one, or 'latest'"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; every error becomes a sentence on stderr."""
+    _never_fail_on_odd_characters()
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed what is wrong, or the help
+        return stop.code if isinstance(stop.code, int) else ExitCode.BAD_INPUT
+    try:
+        module, function = args.command.split(":")
+        return getattr(importlib.import_module(f"awq_engine.commands.{module}"), function)(args)
+    except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        return _report(_as_ours(error), as_json=getattr(args, "json", False))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option; a command names the function that carries it out."""
+    parser = argparse.ArgumentParser(
+        prog="awq-tui",
+        description="Quantize a language model with AWQ, watch it happen, inspect the result and chat with it.",
+        epilog="Without a command, in a terminal, the app opens. Exit codes: 0 done, 1 our bug, 2 bad usage or input, "
+        "3 not enough memory or disk, 4 network or Hub, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"awq-tui {metadata.version('awq-tui')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_quantize(commands)
+    _add_run_commands(commands)
+    _add_inspect(commands)
+    _add_eval(commands)
+    _add_chat(commands)
+    _add_others(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction
+
+
+def _command(commands: Commands, name: str, target: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(command=target)
+    return parser
+
+
+def _add_quantize(commands: Commands) -> None:
+    parser = _command(
+        commands, "quantize", "quantize:quantize", "quantize a model; it goes on when the terminal closes"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("-o", "--output", metavar="OUT", help="output folder (default: ./MODEL-AWQ-W4-G128)")
+    parser.add_argument("--bits", type=int, default=4, metavar="N", help=f"bits per weight: {_listed(SUPPORTED_BITS)}")
+    parser.add_argument(
+        "--group-size", type=int, default=128, metavar="N",
+        help=f"inputs that share a scale: {_listed(GROUP_SIZES)} (-1: the whole row; default 128)",
+    )  # fmt: skip
+    parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
+    parser.add_argument(
+        "--preset", choices=_values(Preset), default=Preset.BALANCED.value, help="how much work per layer"
+    )
+    parser.add_argument("--method", choices=_values(Method), default=Method.AWQ.value, help="rtn is plain rounding")
+    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=TEXT)
+    parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
+    parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence (default 512)")
+    parser.add_argument("--format", choices=_values(Format), default=Format.AWQ.value, help="layout on disk")
+    _add_device(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--detach", action="store_true", help="print the run id and return at once")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model in the output folder")
+    _add_json(parser)
+
+
+def _add_run_commands(commands: Commands) -> None:
+    _add_json(_command(commands, "runs", "runs:show_runs", "list the runs, newest first"))
+    watch = _command(commands, "watch", "quantize:watch", "follow a run, or replay one that ended")
+    stop = _command(commands, "cancel", "runs:cancel", "stop a run after its present step")
+    resume = _command(commands, "resume", "quantize:resume", "go on with a run that was cancelled, failed or died")
+    resume.add_argument("--detach", action="store_true", help="print the run id and return at once")
+    _add_json(resume)
+    for parser in (watch, stop, resume):
+        parser.add_argument("run", metavar="RUN", help=RUN)
+    remove = _command(commands, "rm", "runs:remove", "delete runs, but not the models they wrote")
+    remove.add_argument("run", metavar="RUN", nargs="+", help=RUN)
+
+
+def _add_inspect(commands: Commands) -> None:
+    parser = _command(commands, "inspect", "inspect:inspect", "show the statistics of every layer")
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="a run id or a model folder written by awq-tui")
+    parser.add_argument("--sort", metavar="COLUMN", help="worst first; an unknown name lists the columns")
+    parser.add_argument("--by-type", action="store_true", help="one line for each of q, k, v, o, gate, up, down")
+    group = parser.add_mutually_exclusive_group()
+    _add_json(group)
+    group.add_argument("--csv", action="store_true", help="print comma-separated values")
+
+
+def _add_eval(commands: Commands) -> None:
+    parser = _command(
+        commands, "eval", "evaluate:evaluate_model", "measure perplexity and the distance to the original"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--against", metavar="ORIGINAL", help="also compare with this model: KL divergence, same top-1")
+    parser.add_argument("--text", default="builtin", metavar="SPEC", help=TEXT)
+    parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per window (default 512)")
+    parser.add_argument("--max-tokens", type=int, default=16384, metavar="N", help="tokens in all (default 16384)")
+    parser.add_argument("--backend", default="reference", help="auto, triton, cpu or reference (the default: exact)")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_chat(commands: Commands) -> None:
+    parser = _command(commands, "chat", "chat:chat", "talk with a model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end (default: a conversation)")
+    parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
+    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is always the likeliest token")
+    parser.add_argument("--seed", type=int, metavar="N", help="makes an answer repeatable")
+    parser.add_argument("--backend", default="auto", help="auto, triton, cpu or reference")
+    _add_device(parser)
+
+
+def _add_others(commands: Commands) -> None:
+    demo = _command(commands, "demo", "demo:run_demo", "the whole job on the bundled model, offline")
+    _add_json(demo)
+    _add_json(_command(commands, "doctor", "doctor:show_doctor", "say what this machine can do, and why"))
+
+
+def _add_json(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
+    parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+
+
+def _values(choices: type[Preset] | type[Method] | type[Format]) -> list[str]:
+    return [choice.value for choice in choices]
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _as_ours(error: Exception) -> AwqError:
+    """What to tell a person about `error`: itself, a lack of memory or disk, or a bug with its report."""
+    if isinstance(error, AwqError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError("The disk is full; free some space and try again.")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ResourceError("There is not enough memory for this; try a smaller model or another --device.")
+    try:
+        where = f"the report is in {write_crash_report(error)}"
+    except OSError:
+        where = "no report could be written"
+    return AwqError(f"A bug in awq-tui stopped this command ({type(error).__name__}); {where}.")
+
+
+def _report(error: AwqError, as_json: bool) -> int:
+    if as_json:
+        result_json({"error": str(error), "exit_code": int(error.exit_code)})
+    print(f"awq-tui: {plain(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def _never_fail_on_odd_characters() -> None:
+    """A terminal that cannot show a character gets a `?` for it instead of an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Where commands write: results to stdout, everything about the way there to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from awq_engine.sanitize import one_line
+
+
+def note(line: str) -> None:
+    """A line about progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A result for people, on stdout."""
+    print(text, flush=True)
+
+
+def result_json(data: dict[str, Any]) -> None:
+    """The one JSON object a `--json` command prints, on stdout."""
+    print(json.dumps(data, ensure_ascii=True), flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
+    """Aligned columns under a header; columns named in `right` (space-separated) end flush."""
+    cells = [[one_line(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flush = [name in right.split() for name in header]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if end else cell.ljust(width) for cell, width, end in zip(row, widths, flush, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,158 @@
+"""`quantize`, `resume` and `watch`: start an engine or find one, follow its journal, print what came of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.commands.console import note, result, result_json
+from awq_engine.commands.following import attend, look_on
+from awq_engine.config import Format, Method, Preset, RunConfig
+from awq_engine.errors import BadInputError, ExitCode, UsageError
+from awq_engine.estimate import estimate, measured_speed
+from awq_engine.format import duration, size
+from awq_engine.models import HubId, parse_model
+from awq_engine.output import check_output, check_run, default_output
+from awq_engine.runs import Run, create_run, find_run, spawn_engine
+from awq_engine.sanitize import one_line
+from awq_engine.state import RunState
+
+
+def quantize(args: argparse.Namespace) -> int:
+    """Check everything that can be checked from here, then hand the work to a detached engine."""
+    config = config_of(args)
+    if args.dry_run:
+        return _dry_run(config, args.json)
+    check_before_start(config)
+    run = create_run(config)
+    engine = spawn_engine(run)
+    if args.detach:
+        return _detached(run, args.json)
+    return _show(attend(run, engine), args.json)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a run that was cancelled, failed or died."""
+    run = find_run(args.run)
+    status = run.status()
+    if not status.resumable:
+        hint = f"watch it with `awq-tui watch {run.id}`" if run.is_locked() else "there is nothing left to do"
+        raise UsageError(f"Run {run.id} is {status}; {hint}.")
+    engine = spawn_engine(run)
+    return _detached(run, args.json) if args.detach else _show(attend(run, engine), args.json)
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Follow a run that somebody started, or replay one that ended; ctrl-c leaves it alone."""
+    return _show(look_on(find_run(args.run)), as_json=False)
+
+
+def config_of(args: argparse.Namespace) -> RunConfig:
+    """The request as the engine, which works in another folder, can read it: paths made absolute."""
+    target = parse_model(args.model)
+    method = Method(args.method)
+    shape = {"bits": args.bits, "group_size": args.group_size, "symmetric": args.symmetric}
+    output = Path(args.output).expanduser() if args.output else default_output(target.name, method=method, **shape)
+    return RunConfig(
+        model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
+        preset=Preset(args.preset), method=method, format=Format(args.format), samples=args.samples,
+        calibration=absolute_text_spec(args.calibration), seq_len=args.seq_len, device=args.device, seed=args.seed,
+        overwrite=args.overwrite, **shape,
+    )  # fmt: skip
+
+
+def absolute_text_spec(spec: str) -> str:
+    """A text spec that means the same in every folder; a file must exist."""
+    if spec == "builtin" or spec.startswith("hub:"):
+        return spec
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise BadInputError(f"There is no calibration text {path}; give builtin, a file, a folder or hub:DATASET.")
+    return str(path.absolute())
+
+
+def check_before_start(config: RunConfig) -> None:
+    """Raise what the headers of a local model and the disk already tell; a Hub model is checked once it is here."""
+    target = parse_model(config.model)
+    if isinstance(target, HubId):
+        check_output(Path(config.output), None, config.overwrite)
+        return
+    checkpoint = read_checkpoint(target)
+    forecast = estimate(checkpoint, config)
+    if forecast.problems:
+        raise BadInputError(" ".join(forecast.problems))
+    check_run(config, checkpoint, forecast)
+
+
+def _dry_run(config: RunConfig, as_json: bool) -> int:
+    """Print the plan that the engine would follow; nothing is written."""
+    check_before_start(config)
+    from awq_engine.plan import describe
+
+    plan = describe(config)
+    speed = measured_speed(config.device)
+    if speed is not None and not isinstance(target := parse_model(config.model), HubId):
+        plan["seconds"] = estimate(read_checkpoint(target), config, speed).seconds
+    if as_json:
+        result_json(plan)
+    else:
+        result(describe_plan(plan, speed.source if speed else "a guess, no run has finished here yet"))
+    return ExitCode.OK
+
+
+def describe_plan(plan: dict[str, Any], time_source: str) -> str:
+    """A plan, as `plan.describe` gives it, for people."""
+    reasons: dict[str, int] = {}
+    for _, reason in plan["skipped"]:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    lines = [
+        f"model      {plan['model']}  ({plan['model_type']}, {plan['parameters']} parameters)",
+        f"quantize   {len(plan['linears'])} linears in {plan['n_blocks']} blocks",
+        *(f"keep       {number} linears: {reason}" for reason, number in reasons.items()),
+        f"size       {size(plan['bytes_before'])} -> {size(plan['bytes_after'])}, "
+        f"{plan['bits_per_weight']:.2f} bits per weight",
+        f"memory     about {size(plan['peak_host_bytes'])} of host memory",
+        f"time       about {duration(plan['seconds'])} ({time_source})",
+        f"output     {plan['output']}",
+    ]
+    return "\n".join(map(one_line, lines))
+
+
+def _detached(run: Run, as_json: bool) -> int:
+    if as_json:
+        result_json({"run_id": run.id, "output": run.config().output})
+    else:
+        note(f"The engine works on; follow it with `awq-tui watch {run.id}`.")
+        result(run.id)
+    return ExitCode.OK
+
+
+def _show(state: RunState, as_json: bool) -> int:
+    """Print the result of a finished run."""
+    data = state.result or {}
+    if as_json:
+        result_json(data)
+    else:
+        result(describe_result(data))
+    return ExitCode.OK
+
+
+def describe_result(data: dict[str, Any]) -> str:
+    """What `quantize --json` reports, for people."""
+    before, after, bits = size(data["bytes_before"]), size(data["bytes_after"]), data["bits_per_weight"]
+    counts = f"{data['blocks']} blocks, {data['folds']} folds, {data['fallbacks']} fallbacks"
+    memory = f"peak memory {size(data['peak_host_bytes'])}{_device_peak(data)}"
+    lines = [
+        str(data["output"]),
+        f"{before} -> {after}, {bits:.2f} bits per weight",
+        f"{counts}, {duration(data['seconds'])}, {memory}",
+        f"run {data['run_id']}",
+    ]
+    return "\n".join(map(one_line, lines))
+
+
+def _device_peak(data: dict[str, Any]) -> str:
+    peak = data.get("peak_device_bytes")
+    return f" and {size(peak)} on the device" if peak else ""

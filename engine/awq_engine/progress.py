@@ -1,0 +1,120 @@
+"""A run as plain lines of text, for terminals without the app, log files and pipes.
+
+`ProgressLines` is a pure function of the records it is given: how often a phase may speak is decided by the records'
+own times, so a journal replayed tomorrow gives the same lines as the live run did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from subprocess import Popen
+
+from awq_engine import events as e
+from awq_engine.format import count, duration, loss, size, times
+from awq_engine.runs import Run
+from awq_engine.sanitize import one_line
+from awq_engine.state import RunState, reduce
+
+INTERVAL = 5.0
+"""Seconds between two lines of the same phase."""
+POLL = 0.1
+"""Seconds between two looks at a growing journal."""
+
+
+def follow(run: Run, engine: Popen[bytes] | None = None) -> Iterator[e.Record | None]:
+    """Every record of the run's journal, and None at every look that found nothing, until no engine works on it.
+
+    The lock is looked at before the journal, so what a dead engine still wrote is not missed. `engine` is polled to
+    spare a zombie.
+    """
+    reader = run.reader()
+    while True:
+        running = run.is_locked()
+        yield from reader.read()
+        if engine is not None:
+            engine.poll()
+        if not running:
+            return
+        yield None
+        time.sleep(POLL)
+
+
+class ProgressLines:
+    """Turns records into lines, and keeps the state they lead to."""
+
+    def __init__(self) -> None:
+        self.state = RunState()
+        self._spoke: tuple[str, float] = ("", float("-inf"))
+
+    def lines(self, record: e.Record) -> list[str]:
+        """What to print now that `record` came; often nothing."""
+        self.state = reduce(self.state, record)
+        return [one_line(line) for line in self._describe(record)]
+
+    def _describe(self, record: e.Record) -> list[str]:
+        match record.event:
+            case e.RunStarted() as event:
+                return [_started(event)]
+            case e.PlanReady() as event:
+                return [_plan(event)]
+            case e.CalibrationReady() as event:
+                return [_calibration(event)]
+            case e.DownloadProgress() as event:
+                return self._throttled("downloading", record.time, _download(event))
+            case e.PhaseProgress() as event:
+                return self._throttled(event.phase, record.time, f"{event.phase} {event.done} of {event.total}")
+            case e.BlockFinished() as event:
+                return [self._block(event, record.time)]
+            case e.BlockFellBack() as event:
+                return [f"block {event.block + 1} keeps plain rounding: {event.reason}"]
+            case e.Warned() as event:
+                return [f"warning: {event.message}"]
+            case e.Verified() as event:
+                difference = loss(event.max_logit_difference)
+                return [f"verified on {event.tokens} tokens: logits read back differ by at most {difference}"]
+            case _:
+                return []
+
+    def _throttled(self, phase: str, now: float, line: str) -> list[str]:
+        spoken, when = self._spoke
+        if spoken == phase and now - when < INTERVAL:
+            return []
+        self._spoke = (phase, now)
+        return [line]
+
+    def _block(self, event: e.BlockFinished, now: float) -> str:
+        total = self.state.n_blocks
+        ratio = times(event.loss_final / event.loss_rounding) if event.loss_rounding > 0 else "-"
+        left = self.state.eta(now)
+        eta = f"  {duration(left)} left" if left is not None and len(self.state.blocks) < total else ""
+        return (
+            f"block {event.block + 1}/{total}  loss {loss(event.loss_rounding)} -> {loss(event.loss_final)} ({ratio})  "
+            f"{event.seconds:.1f} s{eta}"
+        )
+
+
+def _started(event: e.RunStarted) -> str:
+    torch = event.versions.get("torch", "?")
+    resumed = f", {event.resumed_blocks} blocks done before" if event.resumed_blocks else ""
+    return f"run {event.run_id}  engine {event.pid} on {event.device}, torch {torch}{resumed}"
+
+
+def _plan(event: e.PlanReady) -> str:
+    skipped = f", {len(event.skipped)} kept as they are" if event.skipped else ""
+    return (
+        f"{event.model_type} with {count(event.parameters)} parameters: {len(event.linears)} linears in "
+        f"{event.n_blocks} blocks{skipped}; {size(event.bytes_before)} -> {size(event.bytes_after)}, "
+        f"{event.bits_per_weight:.2f} bits per weight"
+    )
+
+
+def _calibration(event: e.CalibrationReady) -> str:
+    detail = f" ({event.detail})" if event.detail else ""
+    dropped = f", {event.dropped_tokens} tokens not used" if event.dropped_tokens else ""
+    return f"calibration {event.source}: {event.sequences} x {event.seq_len} tokens{dropped}{detail}"
+
+
+def _download(event: e.DownloadProgress) -> str:
+    percent = f" ({event.done_bytes * 100 // event.total_bytes} %)" if event.total_bytes else ""
+    return f"downloading {event.file} {size(event.done_bytes)} of {size(event.total_bytes)}{percent}"
