@@ -10,7 +10,7 @@ from awq_engine.errors import AwqError, ExitCode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`awq-tui` opens the app, `awq-tui demo` in a terminal opens it on the demo's run; the rest is `awq_engine.cli`."""
+    """`awq-tui` opens the app, and `awq-tui demo` opens it on that run, in a terminal; the rest is `awq_engine.cli`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["demo"] and _has_terminal():
         return _demo_in_app()

@@ -1,13 +1,15 @@
 """From text to token windows, for calibration and for evaluation.
 
 Documents are joined with the end-of-text token and cut into windows of exactly `seq_len` tokens, spread evenly over the
-whole stream; each starts with the begin-of-text token if the tokenizer puts one. Deterministic: no random choice. Text
-that is far longer than needed is thinned to evenly spread excerpts before it is tokenized.
+whole stream; each starts with the begin-of-text token if the tokenizer puts one. Deterministic: no random choice. Of
+text that is far longer than needed only a sample is tokenized.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class TokenStream:
     """The token every window starts with, if any."""
     source: str
     detail: str
-    """What was left out before tokenizing, as a clause; empty when nothing was."""
+    """What was not tokenized, as a clause; empty when everything was."""
 
     def fitting(self, seq_len: int) -> int:
         """How many disjoint windows of `seq_len` tokens the stream gives."""
@@ -65,11 +67,7 @@ def load_calibration(spec: str, tokenizer: Any, samples: int, seq_len: int) -> C
         BadInputError: the text cannot be read, or has too few tokens; says how many were needed and found.
         UsageError, NetworkError: from `text_sources.load_documents`.
     """
-    max_chars = CHARS_PER_TOKEN * samples * seq_len
-    documents = load_documents(spec, tokenizer, max_chars, calibration_documents)
-    stream = tokenize(documents, tokenizer, max_chars)
-    if stream.fitting(seq_len) < samples and stream.detail:
-        stream = tokenize(documents, tokenizer, None)
+    stream = read_tokens(spec, tokenizer, samples * seq_len, calibration_documents)
     if stream.fitting(seq_len) < samples:
         raise BadInputError(_too_few(stream, samples, seq_len))
     ids = cut_windows(stream, samples, seq_len)
@@ -77,21 +75,34 @@ def load_calibration(spec: str, tokenizer: Any, samples: int, seq_len: int) -> C
     return Calibration(ids, stream.source, ids.numel(), len(stream.ids) - used, stream.detail)
 
 
-def tokenize(documents: Documents, tokenizer: Any, max_chars: int | None) -> TokenStream:
-    """Tokenize `documents`, or evenly spread excerpts of about `max_chars` characters in all."""
+def read_tokens(spec: str, tokenizer: Any, wanted: int, builtin: Callable[[], list[str]]) -> TokenStream:
+    """Tokenize as much of the text `spec` as `wanted` tokens take, or all of it if that is not enough.
+
+    Raises as `text_sources.load_documents`.
+    """
+    max_chars = CHARS_PER_TOKEN * wanted
+    documents = load_documents(spec, tokenizer, max_chars, builtin)
     total = sum(map(len, documents.texts))
-    thinned = documents.texts if max_chars is None else thin(documents.texts, max_chars)
+    some = first_documents(documents.texts, max_chars) if documents.mixed else thin(documents.texts, max_chars)
+    stream = tokenize(some, tokenizer, documents, total)
+    if len(stream.ids) < wanted and sum(map(len, some)) < total:
+        stream = tokenize(documents.texts, tokenizer, documents, total)
+    return stream
+
+
+def tokenize(texts: list[str], tokenizer: Any, documents: Documents, total: int) -> TokenStream:
+    """Tokenize `texts`, which were taken from `documents` of `total` characters."""
     eos = tokenizer.eos_token_id
     ids: list[int] = []
-    for text in thinned:
+    for text in texts:
         for start in range(0, len(text), CHARS_PER_CALL):
             part = text[start : start + CHARS_PER_CALL]
             ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         if eos is not None:
             ids.append(eos)
-    kept = sum(map(len, thinned))
-    excerpts = f"excerpts of {kept} of {total} characters" if kept < total else ""
-    detail = "; ".join(clause for clause in (documents.detail, excerpts) if clause)
+    used = sum(map(len, texts))
+    sampled = f"a sample of {used} of its {total} characters" if used < total else ""
+    detail = "; ".join(clause for clause in (documents.detail, sampled) if clause)
     return TokenStream(ids, _bos(tokenizer), documents.source, detail)
 
 
@@ -101,6 +112,12 @@ def cut_windows(stream: TokenStream, samples: int, seq_len: int) -> torch.Tensor
     body = seq_len - len(start)
     offsets = [number * len(stream.ids) // samples for number in range(samples)]
     return torch.tensor([start + stream.ids[offset : offset + body] for offset in offsets], dtype=torch.int64)
+
+
+def first_documents(texts: list[str], max_chars: int) -> list[str]:
+    """The documents from the front that make up `max_chars` characters, or all of them."""
+    before = accumulate(map(len, texts), initial=0)
+    return [text for text, start in zip(texts, before, strict=False) if start < max_chars]
 
 
 def thin(texts: list[str], max_chars: int) -> list[str]:

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 
 from awq_engine.builtin_text import evaluation_documents
-from awq_engine.calibration import CHARS_PER_TOKEN, cut_windows, tokenize
+from awq_engine.calibration import cut_windows, read_tokens
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model
-from awq_engine.text_sources import load_documents
 
 EXACT_BACKEND = "reference"
 DEFAULT_SEQ_LEN = 512
@@ -113,9 +112,7 @@ def _check_length(model: LoadedModel, seq_len: int) -> None:
 
 def _load_windows(text: str, tokenizer: Any, seq_len: int, max_tokens: int) -> tuple[torch.Tensor, str]:
     """int64 [windows, seq_len], and where they come from."""
-    max_chars = CHARS_PER_TOKEN * max_tokens
-    documents = load_documents(text, tokenizer, max_chars, evaluation_documents)
-    stream = tokenize(documents, tokenizer, max_chars)
+    stream = read_tokens(text, tokenizer, max_tokens, evaluation_documents)
     count = min(max(1, max_tokens // seq_len), stream.fitting(seq_len))
     if count == 0:
         raise BadInputError(

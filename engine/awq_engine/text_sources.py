@@ -44,6 +44,8 @@ class Documents:
     """Where they come from, for people."""
     detail: str = ""
     """What was left out, as a clause; empty when nothing was."""
+    mixed: bool = False
+    """Any number of documents from the front is a fair sample of the whole."""
 
 
 def load_documents(spec: str, tokenizer: ChatTokenizer, max_chars: int, builtin: Callable[[], list[str]]) -> Documents:
@@ -59,7 +61,7 @@ def load_documents(spec: str, tokenizer: ChatTokenizer, max_chars: int, builtin:
         NetworkError: the Hub's refusal.
     """
     if spec == "builtin":
-        return Documents(builtin(), "builtin")
+        return Documents(builtin(), "builtin", mixed=True)
     if spec.startswith("hub:"):
         documents = _load_hub(spec, tokenizer, max_chars)
     else:
@@ -185,7 +187,7 @@ def _load_parquet(path: Path, tokenizer: ChatTokenizer) -> Documents:
 def _load_hub(spec: str, tokenizer: ChatTokenizer, max_chars: int) -> Documents:
     name, config, split, column = _parse_hub_spec(spec)
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError(f"'{spec}' needs the datasets package: pip install 'awq-tui[datasets]'.") from None
 

@@ -70,9 +70,9 @@ def describe(data: dict[str, Any], roles: list[RoleSummary]) -> str:
     found, chat = data["eval"], data["chat"]
     header = ("layer type", "layers", "rounding", "AWQ", "final", "final/rounding")
     rows = [
-        (role.role, str(role.layers), loss(role.loss_rounding), loss(role.loss_awq), loss(role.loss_final), times(role.loss_ratio))
-        for role in roles
-    ]  # fmt: skip
+        (x.role, str(x.layers), *map(loss, (x.loss_rounding, x.loss_awq, x.loss_final)), times(x.loss_ratio))
+        for x in roles
+    ]
     return "\n".join(
         [
             "Output error by layer type (mean squared error)",
