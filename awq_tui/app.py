@@ -31,8 +31,9 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.worker import Worker, WorkerState
 
+from awq_engine.crash import write_crash_report
 from awq_engine.errors import AwqError, ExitCode
-from awq_engine.runs import Run, find_run, home, spawn_engine
+from awq_engine.runs import Run, find_run, spawn_engine
 from awq_engine.sanitize import plain
 from awq_tui.background import in_thread
 from awq_tui.machine import Machine, probe_machine
@@ -331,16 +332,8 @@ class AwqApp(App[None]):
         """An exception nobody caught: keep a report, then let Textual restore the terminal and end."""
         if self.crash_report is None:
             with contextlib.suppress(OSError):
-                self.crash_report = _write_crash_report(error)
+                self.crash_report = write_crash_report(error)
         super()._handle_exception(error)
-
-
-def _write_crash_report(error: BaseException) -> Path:
-    folder = home() / "crashes"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / time.strftime("app-%Y%m%d-%H%M%S.txt")
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return path
 
 
 def main(run_id: str | None = None) -> int:

@@ -223,11 +223,11 @@ def _integer(config: dict[str, Any], *names: str) -> int | None:
 
 def cache_entries() -> list[Entry]:
     """The models in the Hugging Face cache, by name; an absent cache is an empty one."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError):
         return []
     models = (repo for repo in repos if repo.repo_type == "model")

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import Method, Preset, RunConfig
-from awq_engine.disk import existing_parent
-from awq_engine.errors import UsageError
+from awq_engine.errors import ResourceError, UsageError
 from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
 from awq_engine.format import size
+from awq_engine.output import check_output, check_space
 from awq_tui.details import DEFAULT_SEQ_LEN
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 BYTES_PER_TOKEN = 4
 """Of English text, roughly: enough to warn about a file that is far too small."""
+
+
+OPTION_WORDS = {
+    "choose another with -o, or replace it with --overwrite": "choose another, or switch on overwrite",
+    "so --overwrite does not touch it": "so it is never overwritten",
+    "choose another with -o": "choose another",
+    "use --seq-len ": "lower tokens each to ",
+    "every layer: -1.": "every layer: row (-1).",
+    ", -1.": ", row (-1).",
+}
+"""The engine's sentences speak to the command line; the form has fields instead."""
 
 
 class TextSource(StrEnum):
@@ -102,19 +112,11 @@ def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, fre
         problems[field] = str(error)
     if config and checkpoint:
         forecast = estimate(checkpoint, config, speed)
-        problems |= {_field_of(problem): problem for problem in forecast.problems}
+        problems |= {_field_of(problem): in_form_words(problem) for problem in forecast.problems}
     if forecast and "output" not in problems:
         problems |= _disk_problem(draft, forecast)
     fitting = tuple(fitting_group_sizes(block_linears(checkpoint))) if checkpoint else ()
     return Review(config, forecast, problems, _warnings(draft, config, forecast, free_memory), fitting)
-
-
-def default_output(model: str) -> str:
-    """A folder under ~/models named after the model that does not exist yet."""
-    name = f"{Path(model).name.split('@')[0]}-AWQ"
-    folder = Path.home() / "models"
-    candidates = (folder / (name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
-    return str(next(path for path in candidates if not path.exists()))
 
 
 def command(config: RunConfig) -> str:
@@ -166,25 +168,26 @@ def _text_problem(draft: Draft) -> dict[str, str]:
 def _output_problem(draft: Draft, checkpoint: Checkpoint | None) -> dict[str, str]:
     if not draft.output.strip():
         return {"output": "Name the folder that the result goes to."}
-    path = draft.output_path
-    if checkpoint and path.resolve() == checkpoint.path.resolve():
-        return {"output": "The output folder is the model itself; choose another."}
-    if path.is_file():
-        return {"output": f"{path} is a file; choose a folder."}
-    if path.is_dir() and not draft.overwrite:
-        return {"output": f"{path} exists already; choose another folder, or switch on overwrite."}
-    parent = existing_parent(path.parent)
-    if not os.access(parent, os.W_OK):
-        return {"output": f"{parent} cannot be written to; choose another folder."}
+    try:
+        check_output(draft.output_path, checkpoint.path.resolve() if checkpoint else None, draft.overwrite)
+    except (UsageError, OSError) as error:
+        return {"output": in_form_words(str(error))}
     return {}
 
 
 def _disk_problem(draft: Draft, forecast: Estimate) -> dict[str, str]:
-    needed = forecast.bytes_after + forecast.blocks_bytes
-    free = shutil.disk_usage(existing_parent(draft.output_path)).free
-    return (
-        {"output": f"The disk is too full: {size(needed)} are needed, {size(free)} are free."} if free < needed else {}
-    )
+    try:
+        check_space(draft.output_path, forecast)
+    except (ResourceError, OSError) as error:
+        return {"output": str(error)}
+    return {}
+
+
+def in_form_words(sentence: str) -> str:
+    """A sentence of the engine that names command line options, as the form calls them."""
+    for option, words in OPTION_WORDS.items():
+        sentence = sentence.replace(option, words)
+    return sentence
 
 
 def _warnings(

@@ -17,13 +17,15 @@ from textual.widgets import Button, Checkbox, Input, Label, Static
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Method, Preset, RunConfig
 from awq_engine.errors import AwqError
-from awq_engine.estimate import Speed, measured_speed
+from awq_engine.estimate import Speed, block_linears, fitting_group_sizes, measured_speed
+from awq_engine.models import describe_model
+from awq_engine.output import default_output
 from awq_engine.runs import Run, create_run
 from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry
-from awq_tui.details import fitting_seq_len
-from awq_tui.draft import Draft, Review, TextSource, command, default_output, review
+from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
+from awq_tui.draft import Draft, Review, TextSource, command, review
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice
 from awq_tui.widgets.plan_pane import PlanPane
@@ -69,6 +71,7 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         self._speed: Speed | None = None
         self._review: Review | None = None
         self._starting = False
+        self._suggested_output = ""
 
     def body(self) -> ComposeResult:
         title = f"{one_line(self._entry.name)}  {one_line(self._entry.model)}"
@@ -81,7 +84,7 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
                 yield PlanPane()
 
     def _fields(self) -> ComposeResult:
-        groups = [("row" if size == -1 else str(size), size) for size in GROUP_SIZES]
+        groups = [("row (-1)" if size == -1 else str(size), size) for size in GROUP_SIZES]
         yield _row("Bits", Choice([(str(bits), bits) for bits in SUPPORTED_BITS], RunConfig.bits, id="bits"))
         yield _row("Group size", Choice(groups, RunConfig.group_size, id="group-size"))
         yield _row("Zero points", Choice([("asymmetric", False), ("symmetric", True)], False, id="symmetric"))
@@ -93,7 +96,7 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         yield _row("Samples", Input(str(RunConfig.samples), id="samples", compact=True, max_length=6))
         yield _row("Tokens each", Input(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
         yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
-        yield _row("Output", Input(default_output(self._entry.model), id="output", compact=True))
+        yield _row("Output", Input(id="output", compact=True))
         yield _row("", Checkbox("overwrite what is there", id="overwrite", compact=True), id="overwrite-row")
         yield _row("", Button("Start", id="start", variant="primary", compact=True))
 
@@ -107,8 +110,14 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         self._speed = await in_thread(measured_speed)
         if self._entry.path is not None:
             self._checkpoint = await in_thread(read_checkpoint, self._entry.path)
-            self.query_one("#seq-len", Input).value = str(fitting_seq_len(self._checkpoint))
+            self._start_with_what_fits(self._checkpoint)
         self._request_review()
+
+    def _start_with_what_fits(self, checkpoint: Checkpoint) -> None:
+        """The usual 128 and 512, or the nearest values this model allows."""
+        self.query_one("#seq-len", Input).value = str(fitting_seq_len(checkpoint))
+        fitting = fitting_group_sizes(block_linears(checkpoint))
+        self.query_one("#group-size", Choice).choose(next(size for size in PREFERRED_GROUP_SIZES if size in fitting))
 
     # the draft and its review
 
@@ -142,7 +151,24 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         source = self._chosen("text-source", TextSource)
         self.query_one("#text-row").display = source is not TextSource.BUILTIN
         self.query_one("#text", Input).placeholder = PLACEHOLDERS[source]
+        self._suggest_output()
         self.run_worker(self._update_review, group="review", exclusive=True, exit_on_error=False)
+
+    def _suggest_output(self) -> None:
+        """Name the folder as the command line would, until the person names it."""
+        output = self.query_one("#output", Input)
+        if output.value != self._suggested_output:
+            return
+        self._suggested_output = str(
+            default_output(
+                describe_model(self._entry.model),
+                bits=self._chosen("bits", int),
+                group_size=self._chosen("group-size", int),
+                symmetric=self._chosen("symmetric", bool),
+                method=self._chosen("method", Method),
+            )
+        )
+        output.value = self._suggested_output
 
     async def _update_review(self) -> None:
         await asyncio.sleep(SETTLE)
@@ -153,8 +179,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         fitting = self._review.fitting
         unfit = [size for size in GROUP_SIZES if size not in fitting] if fitting else []
         self.query_one("#group-size", Choice).mark_unfit(unfit)
-        exists = self.draft().output_path.is_dir() and bool(self.draft().output.strip())
-        self.query_one("#overwrite-row").display = exists
+        draft = self.draft()
+        self.query_one("#overwrite-row").display = draft.output_path.is_dir() and bool(draft.output.strip())
         self.query_one("#start", Button).disabled = not self._review.ready
 
     # keys

@@ -13,13 +13,15 @@ from textual.containers import Vertical
 from textual.widgets import DataTable, Static
 
 from awq_engine.errors import AwqError
-from awq_engine.format import preset_label, share, size
+from awq_engine.format import preset_label, size
 from awq_engine.runs import RunStatus
-from awq_engine.sanitize import plain
+from awq_engine.sanitize import one_line, plain
 from awq_tui.background import in_thread
 from awq_tui.run_book import RunSummary
+from awq_tui.run_words import bar
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.section import SectionScreen
+from awq_tui.widgets.glyphs import glyphs
 
 GLYPHS = {
     RunStatus.RUNNING: "●",
@@ -35,10 +37,13 @@ COLOURS = {
     RunStatus.FAILED: "error",
     RunStatus.INTERRUPTED: "warning",
 }
-WIDTHS = {"status": 13, "recipe": 20, "progress": 16, "age": 8}
+WIDTHS = {"status": 13, "recipe": 18, "progress": 12, "age": 6}
 MIN_MODEL_WIDTH = 12
-BAR = 10
+BAR = 6
 """Cells of the progress bar."""
+ROOMY = 100
+"""Cells from which the recipe column has room for every word."""
+ROOMY_RECIPE = 30
 ACTIONS: dict[str, tuple[RunStatus, ...]] = {
     "resume": (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED),
     "cancel": (RunStatus.RUNNING,),
@@ -111,12 +116,11 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
     def _fill(self) -> None:
         """Draw all rows anew; there are few, and every width may have changed."""
         table, row = self.table, self.table.cursor_row
-        others = sum(WIDTHS.values()) + 2 * table.cell_padding * (len(WIDTHS) + 1) + 2
-        model_width = max(MIN_MODEL_WIDTH, table.size.width - others)
+        widths = column_widths(table.size.width - 2 * table.cell_padding * (len(WIDTHS) + 1) - 1)
         table.clear(columns=True)
-        for name, width in {"status": WIDTHS["status"], "model": model_width, **WIDTHS}.items():
+        for name, width in widths.items():
             table.add_column(name, width=width, key=name)
-        now = time.time()
+        now, model_width = time.time(), widths["model"]
         for summary in self._summaries:
             table.add_row(*self._cells(summary, now, model_width), key=summary.run.id)
         table.move_cursor(row=row, animate=False)
@@ -124,13 +128,13 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
 
     def _cells(self, summary: RunSummary, now: float, model_width: int) -> list[Text]:
         colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
-        model = Text(plain(summary.model_name))
+        model = Text(one_line(summary.model_name))
         model.truncate(model_width, overflow="ellipsis")
         return [
             Text(f"{GLYPHS[summary.status]} {summary.status}", colour),
             model,
             Text(recipe(summary)),
-            Text(progress(summary), colour if summary.running else ""),
+            Text(bar(summary.state.fraction(), BAR, glyphs()), colour if summary.running else ""),
             Text(age(now - summary.file.created) if summary.file else "", "dim", justify="right"),
         ]
 
@@ -201,19 +205,19 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
             self.awq.show_failure(error)
 
 
+def column_widths(room: int) -> dict[str, int]:
+    """Cells of each column when `room` cells are there for text; the model's name takes what is left."""
+    widths = {**WIDTHS, "recipe": ROOMY_RECIPE if room >= ROOMY else WIDTHS["recipe"]}
+    model = max(MIN_MODEL_WIDTH, room - sum(widths.values()))
+    return {"status": widths["status"], "model": model, **widths}
+
+
 def recipe(summary: RunSummary) -> str:
     """`W4 g128 balanced`."""
     if summary.file is None:
         return "unreadable"
     config = summary.file.config
     return preset_label(config.bits, config.group_size, config.preset, method=config.method, symmetric=config.symmetric)
-
-
-def progress(summary: RunSummary) -> str:
-    """A bar and a percentage."""
-    fraction = summary.state.fraction()
-    filled = round(BAR * fraction)
-    return f"{'━' * filled}{'·' * (BAR - filled)} {share(fraction):>5}"
 
 
 def age(seconds: float) -> str:

@@ -54,6 +54,10 @@ class Choice(Widget, Generic[T], can_focus=True):
     def value(self) -> T:
         return self._options[self.index][1]
 
+    def choose(self, value: T) -> None:
+        """Choose the option with this value."""
+        self.index = [option for _, option in self._options].index(value)
+
     def mark_unfit(self, values: Collection[T]) -> None:
         """Draw these options as impossible."""
         self._unfit = frozenset(values)

@@ -6,7 +6,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from awq_engine.format import count, duration, size
-from awq_engine.sanitize import plain
+from awq_engine.sanitize import one_line, plain
 from awq_tui.catalog import Entry, Where
 from awq_tui.details import Details
 
@@ -43,19 +43,32 @@ class ModelDetails(Static):
 def draw(details: Details, width: int) -> Content:
     """The pane's text for a pane of `width` cells."""
     entry = details.entry
-    lines = [Content.styled(plain(entry.name), "bold"), Content.styled(_origin(entry), "dim")]
+    lines = [Content.styled(one_line(entry.name), "bold"), Content.styled(_origin(entry, width), "dim")]
     lines += [Content(plain(fact)) for fact in details.facts]
-    lines += [Content.styled(f"✗ {plain(problem)}", "$text-error") for problem in details.problems]
+    lines += [Content.styled(f"✗ {plain(_shorter(problem, entry))}", "$text-error") for problem in details.problems]
     lines += _marks(entry)
     if details.forecasts:
         lines += _forecast(details, width)
     return Content("\n").join(lines)
 
 
-def _origin(entry: Entry) -> str:
-    where = f" · {plain(str(entry.path))}" if entry.path and entry.where is Where.DISK else ""
-    downloads = f" · {count(entry.downloads)} downloads a month" if entry.downloads else ""
-    return ORIGINS[entry.where] + where + downloads
+def _origin(entry: Entry, width: int) -> str:
+    origin = ORIGINS[entry.where]
+    if entry.downloads:
+        origin += f" · {count(entry.downloads)} downloads a month"
+    if entry.path and entry.where in (Where.DISK, Where.RESULT):
+        origin += f" · {_tail(one_line(str(entry.path.parent)), width - len(origin) - 3)}"
+    return origin
+
+
+def _tail(path: str, room: int) -> str:
+    """The end of a path that is too long, because the end tells folders apart."""
+    return path if len(path) <= room else f"…{path[len(path) - max(1, room - 1) :]}"
+
+
+def _shorter(problem: str, entry: Entry) -> str:
+    """The pane's heading already names the folder."""
+    return problem.replace(str(entry.path), entry.name) if entry.path else problem
 
 
 def _marks(entry: Entry) -> list[Content]:

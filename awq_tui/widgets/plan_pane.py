@@ -32,12 +32,13 @@ def _forecast(review: Review, machine: Machine | None) -> list[Content]:
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
         _figure("memory", f"about {size(forecast.peak_host_bytes)} at the peak{host}"),
-        _figure("time", f"about {duration(forecast.seconds)}", f"  {plain(forecast.speed.source)}"),
+        _figure("time", f"about {duration(forecast.seconds)}"),
+        Content.styled(f"         {plain(forecast.speed.source)}", "dim"),
     ]
 
 
-def _figure(name: str, value: str, note: str = "") -> Content:
-    return Content.assemble((f"{name:<9}", "dim"), (value, "bold"), (note, "dim"))
+def _figure(name: str, value: str) -> Content:
+    return Content.assemble((f"{name:<9}", "dim"), (value, "bold"))
 
 
 def _verdict(review: Review) -> list[Content]:

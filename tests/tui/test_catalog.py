@@ -1,0 +1,211 @@
+"""Finding and describing models: every kind of place, and every kind of ruin, without a screen."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.errors import NetworkError
+from awq_engine.report import REPORT_NAME
+from awq_tui import catalog
+from awq_tui.catalog import Entry, Where
+from awq_tui.run_book import RunBook
+from tests.engine.safetensors_files import llama_shapes, model_folder, safetensors
+from tests.tui.recorded_run import recorded_run
+
+
+def test_the_demo_is_a_usable_model() -> None:
+    entry = catalog.demo_entry()
+    assert (entry.where, entry.arch, entry.problem, entry.quantized) == (Where.DEMO, "llama", "", "")
+    assert entry.parameters is not None
+    assert entry.parameters > 1_000_000
+
+
+def test_folders_are_found_two_levels_deep_and_no_deeper(tmp_path: Path) -> None:
+    for place in ("a", "org/b", "deep/er/c", ".hidden/d"):
+        model_folder(tmp_path / place)
+    (tmp_path / "empty").mkdir()
+    assert [path.name for path in catalog.find_model_folders(tmp_path)] == ["a", "b"]
+
+
+def test_a_model_folder_is_its_own_root(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model")
+    assert catalog.find_model_folders(folder) == [folder.resolve()]
+
+
+def test_other_peoples_config_json_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "config.json").write_text('{"port": 80}')
+    assert catalog.find_model_folders(tmp_path) == []
+
+
+def test_an_unreadable_root_is_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert catalog.folder_entries([tmp_path / "absent", tmp_path / "file"]) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("truncated", "truncated"),
+        ("no weights", "model.safetensors is missing"),
+        ("pickle", "only pickled weights"),
+        ("bad json", "not valid JSON"),
+        ("no config", "has no config.json"),
+        ("absent shard", "lacks the shard"),
+    ],
+)
+def test_a_broken_folder_says_what_is_wrong(tmp_path: Path, damage: str, words: str) -> None:
+    folder = model_folder(tmp_path / "model")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif damage == "bad json":
+        config.write_text('{"model_type": ')
+    elif damage == "no config":
+        config.unlink()
+    else:
+        index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (entry,) = catalog.folder_entries([tmp_path])
+    assert words in entry.problem
+    assert entry.problem.endswith(".")
+
+
+def test_a_quantized_model_is_marked_and_counted_in_weights(tmp_path: Path) -> None:
+    shapes = {
+        "model.layers.0.mlp.up_proj.qweight": (128, 32),
+        "model.layers.0.mlp.up_proj.qzeros": (1, 32),
+        "model.layers.0.mlp.up_proj.scales": (1, 256),
+        "model.norm.weight": (128,),
+    }
+    folder = model_folder(tmp_path / "m", shapes, quantization_config={"quant_method": "awq", "bits": 4})
+    (folder / REPORT_NAME).write_text("{}")
+    entry = catalog.describe_folder(folder, Where.DISK)
+    assert (entry.quantized, entry.has_report) == ("awq 4-bit", True)
+    assert entry.parameters == 128 * 256 + 128
+
+
+def test_facts_survive_a_config_full_of_nonsense(tmp_path: Path) -> None:
+    folder = model_folder(
+        tmp_path / "m", hidden_size="wide", num_attention_heads=None, num_hidden_layers=[2], vocab_size=True
+    )
+    assert catalog.facts(read_checkpoint(folder)) == []
+
+
+def test_facts_name_grouped_query_attention() -> None:
+    path = catalog.demo_entry().path
+    assert path is not None
+    assert "heads 4/2 (GQA)" in " ".join(catalog.facts(read_checkpoint(path)))
+
+
+def test_results_of_finished_runs_are_listed_while_they_exist(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    output = Path(run.config().output)
+    assert catalog.result_entries(RunBook().refresh()) == []
+    model_folder(output)
+    (entry,) = catalog.result_entries(RunBook().refresh())
+    assert (entry.where, entry.path) == (Where.RESULT, output)
+
+
+def test_cached_repositories_are_listed_under_their_hub_id(tmp_path: Path) -> None:
+    assert catalog.cache_entries() == []
+    repo = tmp_path / "hf-home" / "hub" / "models--org--tiny"
+    model_folder(repo / "snapshots" / ("c" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("c" * 40)
+    (entry,) = catalog.cache_entries()
+    assert (entry.name, entry.model, entry.where, entry.problem) == ("org/tiny", "org/tiny", Where.CACHE, "")
+
+
+def test_merging_keeps_the_first_of_each_model(tmp_path: Path) -> None:
+    local = Entry(Where.CACHE, "org/tiny", "org/tiny", tmp_path)
+    hub = Entry(Where.HUB, "org/tiny", "org/tiny")
+    other = Entry(Where.HUB, "org/other", "org/other")
+    assert catalog.merge([local], [hub, other]) == [local, other]
+
+
+def test_find_matches_every_word_anywhere() -> None:
+    entry = Entry(Where.DISK, "Qwen2.5-7B", "/m", arch="qwen2", dtype="bf16")
+    assert entry.matches("")
+    assert entry.matches("7b DISK")
+    assert not entry.matches("7b hub")
+
+
+FOUND = [
+    {"id": "org/original", "gated": "manual", "downloads": 2_100_000, "config": {"model_type": "llama"},
+     "safetensors": {"parameters": {"BF16": 8_000_000_000}, "total": 8_000_000_000}},
+    {"id": "org/tagged", "gated": False, "tags": ["gptq"], "safetensors": {"parameters": {"I32": 9}, "total": 9}},
+    {"id": "org/packed", "safetensors": {"parameters": {"U8": 9}, "total": 9}},
+    {"id": "org/bare"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A Hub on loopback that finds `FOUND`; yields the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Quiet."""
+
+        def do_GET(self) -> None:
+            is_search = self.path.startswith("/api/models?")  # the client also asks for a list of agents
+            asked.extend([self.path] * is_search)
+            body = json.dumps(FOUND if is_search else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: list[str]) -> None:
+    original, tagged, packed, bare = catalog.search_hub("llama 8b")
+    assert len(hub) == 1
+    assert "search=llama" in hub[0]
+    assert "safetensors" in hub[0]
+    assert (original.arch, original.parameters, original.nbytes) == ("llama", 8_000_000_000, 16_000_000_000)
+    assert (original.gated, original.downloads, original.quantized) == (True, 2_100_000, "")
+    assert (tagged.quantized, tagged.gated) == ("gptq", False)
+    assert packed.quantized == "quantized"
+    assert (bare.parameters, bare.nbytes, bare.arch) == (None, None, "")
+
+
+def test_offline_is_a_network_error_with_a_sentence() -> None:
+    with pytest.raises(NetworkError, match="HF_HUB_OFFLINE"):
+        catalog.search_hub("llama")
+
+
+def test_a_scan_stops_at_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "MAX_FOLDERS", 3)
+    for number in range(9):
+        model_folder(tmp_path / f"m{number}", {"w": (1,)})
+    assert len(catalog.find_model_folders(tmp_path)) <= 3
+
+
+def test_weights_alone_are_listed_as_unusable(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors").write_bytes(safetensors(llama_shapes()))
+    (entry,) = catalog.folder_entries([tmp_path])
+    assert "config.json" in entry.problem
