@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from awq_engine.config import RunConfig
+from awq_engine.errors import AwqError
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState, reduce
 
@@ -91,3 +93,11 @@ def log_tail(run: Run, max_lines: int = 400, max_bytes: int = 200_000) -> list[s
     except OSError:
         return []
     return data.decode("utf-8", "replace").replace("\r", "\n").splitlines()[-max_lines:]
+
+
+def config_of(run: Run) -> RunConfig | None:
+    """The request, or None when its file cannot be read: the journal alone is enough to look at a run."""
+    try:
+        return run.config()
+    except AwqError:
+        return None

@@ -18,11 +18,10 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from awq_engine.config import RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
-from awq_tui.run_client import RunClient, Snapshot, follow
+from awq_tui.run_client import RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import bar, notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
@@ -73,7 +72,7 @@ class RunScreen(SectionScreen):
         self.following = True
         """Whether the cursor goes to the newest layer by itself."""
         self._glyphs = glyphs()
-        self._config = _config_of(run)
+        self._config = config_of(run)
         self._stop = threading.Event()
 
     def body(self) -> ComposeResult:
@@ -210,11 +209,3 @@ def newest_layer(state: RunState) -> LayerKey | None:
     done = [key for key in touched if state.layers[key].quantized]
     candidates = done or touched or [key for key in state.layers if key[0] == (block or 0)][:1]
     return candidates[-1] if candidates else None
-
-
-def _config_of(run: Run) -> RunConfig | None:
-    """The request, or None when its file cannot be read: the journal alone is enough to look at a run."""
-    try:
-        return run.config()
-    except AwqError:
-        return None

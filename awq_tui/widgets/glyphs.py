@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Glyphs:
-    """One set of drawing characters, each one cell wide."""
+    """One set of characters; those of plots are one cell wide, those within sentences may be longer."""
 
     eighths: str
     """Nine bars, from empty to a full cell."""
@@ -34,7 +34,9 @@ class Glyphs:
     """Separates parts of a sentence."""
     alpha: str
     delta: str
-    warning: str
+    rising: str
+    falling: str
+    outlier: str
     done: str
     failed: str
     ellipsis: str
@@ -42,12 +44,13 @@ class Glyphs:
 
 UNICODE = Glyphs(
     eighths=" ▁▂▃▄▅▆▇█", axis="─", tick="┴", edge="│", point="•", best="◆", levels="░▒▓█!", planned="·", working="◌",
-    filled="█", empty="░", arrow="→", dot="·", alpha="α", delta="Δ", warning="⚠", done="✓", failed="✗", ellipsis="…",
+    filled="█", empty="░", arrow="→", dot="·", alpha="α", delta="Δ", rising="▲", falling="▼", outlier="●",
+    done="✓", failed="✗", ellipsis="…",
 )  # fmt: skip
 ASCII = Glyphs(
     eighths=" ..::||##", axis="-", tick="+", edge="|", point="*", best="O", levels=".-=#!", planned="'", working="o",
-    filled="#", empty=".", arrow="->", dot="-", alpha="alpha", delta="d", warning="!", done="ok", failed="x",
-    ellipsis="...",
+    filled="#", empty=".", arrow="->", dot="-", alpha="alpha", delta="d ", rising="^", falling="v",
+    outlier="*", done="ok", failed="x", ellipsis="...",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A histogram of a fold's channel scales on a log10 axis.
 
-The engine bins, with a number of bins that no screen chose; this widget only adds neighbouring bins together until they
-fit the width, so the shares stay right at every width. A bin that holds anything at all shows at least one eighth.
+The engine bins, with a number of bins that no screen chose; this widget spreads the bins over the columns there are, so
+the shares stay right at every width. A column that holds anything at all shows at least one eighth.
 """
 
 from __future__ import annotations
@@ -58,34 +58,31 @@ class Histogram(Plot):
             return centred_notice(width, height, "no channel scale")
         if height < 4:
             return [[(row, "plot--mark")] for row in bar_rows(rebin(self._bins.counts, width), height, self._glyphs)]
-        columns = rebin(self._bins.counts, width)
         title = f"channel scales (log10), {fmt.count(sum(self._bins.counts))} channels"
-        axis, labels = axis_rows(self._bins, len(columns), columns_per_bin(len(self._bins.counts), width), self._glyphs)
+        bars = bar_rows(rebin(self._bins.counts, width), height - 3, self._glyphs)
+        axis, labels = axis_rows(self._bins, width, self._glyphs)
         return [
             [(title[:width], "plot--axis")],
-            *[[(row, "plot--mark")] for row in bar_rows(columns, height - 3, self._glyphs)],
+            *[[(row, "plot--mark")] for row in bars],
             [(axis, "plot--axis")],
             [(labels, "plot--axis")],
         ]
 
 
-def columns_per_bin(n_bins: int, width: int) -> float:
-    """A whole number of columns per bin, or one over a whole number of bins per column."""
-    return float(width // n_bins) if n_bins <= width else 1 / math.ceil(n_bins / width)
+def rebin(counts: Sequence[int], width: int) -> list[float]:
+    """The counts spread over `width` columns in proportion to the overlap of bins and columns; the sum stays."""
+    columns = [0.0] * width
+    for index, count in enumerate(counts):
+        start, end = index * width / len(counts), (index + 1) * width / len(counts)
+        for column in range(int(start), min(width, math.ceil(end))):
+            overlap = min(end, column + 1) - max(start, column)
+            columns[column] += count * max(0.0, overlap) / (end - start)
+    return columns
 
 
-def rebin(counts: Sequence[int], width: int) -> list[int]:
-    """Counts for at most `width` columns: bins are added together, or drawn several columns wide, never cut."""
-    factor = columns_per_bin(len(counts), width)
-    if factor >= 1:
-        return [count for count in counts for _ in range(int(factor))]
-    step = round(1 / factor)
-    return [sum(counts[start : start + step]) for start in range(0, len(counts), step)]
-
-
-def bar_rows(columns: Sequence[int], height: int, chars: Glyphs) -> list[str]:
+def bar_rows(columns: Sequence[float], height: int, chars: Glyphs) -> list[str]:
     """Bars as text, top row first; the highest column fills the height."""
-    highest = max(max(columns, default=0), 1)
+    highest = max(columns, default=0.0) or 1.0
     eighths = [max(1 if count > 0 else 0, round(8 * height * count / highest)) for count in columns]
     return [
         "".join(chars.eighths[min(8, max(0, level - 8 * (height - 1 - row)))] for level in eighths)
@@ -93,14 +90,14 @@ def bar_rows(columns: Sequence[int], height: int, chars: Glyphs) -> list[str]:
     ]
 
 
-def axis_rows(bins: Bins, width: int, per_bin: float, chars: Glyphs) -> tuple[str, str]:
+def axis_rows(bins: Bins, width: int, chars: Glyphs) -> tuple[str, str]:
     """The axis line with ticks, and the channel scales (not their logarithms) under it."""
     span = bins.high - bins.low
     if span <= 0:
         return chars.axis * width, place_labels(width, [(width // 2, fmt.number(10**bins.low))])
 
     def column(value: float) -> int:
-        return min(width - 1, int((math.log10(value) - bins.low) / span * len(bins.counts) * per_bin))
+        return min(width - 1, int((math.log10(value) - bins.low) / span * width))
 
     powers = range(math.floor(bins.low) - 1, math.ceil(bins.high) + 1)
     values = [nice * 10.0**power for power in powers for nice in NICE_VALUES]

@@ -56,7 +56,7 @@ class LayerView:
         """A finished layer."""
         names = ("mean", "max", "min", "std", "max_over_mean", "share_above_2x", "share_above_5x", "share_below_half")
         statistics = {} if row.mean is None else {name: getattr(row, name) for name in names}
-        note = "" if statistics else "No fold reaches this layer, so its channels keep their scale."
+        note = "" if statistics else "Its channels keep their scale: no fold reaches it, or its block fell back."
         title = _title(row.block, row.name, row.out_features, row.in_features)
         return cls(title, row.curve, row.histogram, statistics, row.losses, row.weight_change, row.output_change, note)
 

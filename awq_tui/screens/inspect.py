@@ -1,0 +1,246 @@
+"""The per-layer statistics of a run or of a checkpoint: where did it hurt, and why?
+
+A run is followed while it works, so rows arrive as layers finish; a checkpoint's report is read once. Rows are checked
+by drawing every cell on the reading thread: a damaged report becomes one sentence instead of a broken screen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from awq_engine.errors import BadInputError
+from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, read_report, rows_of_report, summarize_roles
+from awq_engine.runs import Run, write_atomically
+from awq_engine.sanitize import one_line
+from awq_tui.background import in_thread
+from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, filter_rows, to_csv, to_json
+from awq_tui.run_client import RunClient, Snapshot, config_of, follow
+from awq_tui.run_words import title_line
+from awq_tui.screens.section import SectionScreen
+from awq_tui.widgets.error_bars import ErrorBars
+from awq_tui.widgets.glyphs import glyphs
+from awq_tui.widgets.layer_detail import LayerDetail, LayerView, fit_parts, loss_chain, statistics
+from awq_tui.widgets.layer_table import LayerTable
+
+
+class InspectScreen(SectionScreen):
+    """Shows `source`: a run, or a folder with a quantization report."""
+
+    CSS_PATH = "inspect.tcss"
+    HELP = (
+        "What AWQ did to every linear: the channel scales it chose (mean, max, min, std, max/mean, and the shares of "
+        "channels above 2x, above 5x and below half the mean), and the output loss of plain rounding, of AWQ, and of "
+        "what was written. A mark beside max/mean is an outlier: more than twice the median of its type."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "filter", "Filter", key_display="/", id="inspect.filter",
+                tooltip="Words: a block's number, a part of a name, outlier."),
+        Binding("s", "sort(1)", "Sort", id="inspect.sort", tooltip="Sort by the next column."),
+        Binding("S", "sort(-1)", "Sort back", id="inspect.sort_back", show=False, tooltip="By the column before."),
+        Binding("o", "turn_around", "Order", id="inspect.order", tooltip="Turn the order around."),
+        Binding("t", "by_type", "By type", id="inspect.by_type", tooltip="All layers, or one line per type."),
+        Binding("e", "export", "Export", id="inspect.export", tooltip="Write the rows shown as CSV and JSON."),
+        Binding("escape", "leave", "Back", id="inspect.leave", show=False, tooltip="Out of the filter, then back."),
+        Binding("c", "chat", "Chat", id="inspect.chat", tooltip="Talk to this model."),
+    ]  # fmt: skip
+
+    class Loaded(Message):
+        """Rows were read; newer ones replace older ones that still wait."""
+
+        def __init__(self, rows: list[LayerRow]) -> None:
+            self.rows = rows
+            super().__init__()
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, InspectScreen.Loaded)
+
+    def __init__(self, source: Run | Path) -> None:
+        super().__init__()
+        self.source = source
+        self.rows: list[LayerRow] | None = None
+        self.by_type = False
+        self._marked: set[tuple[int, str]] = set()
+        self._glyphs = glyphs()
+        self._stop = threading.Event()
+
+    def body(self) -> ComposeResult:
+        with Horizontal(id="inspect-head"):
+            yield Static(self._title, id="inspect-title", markup=False)
+            yield Static("", id="inspect-mode", markup=False)
+            yield Input(placeholder="/ 11, down, outlier", id="inspect-filter", compact=True)
+        yield LayerTable(id="inspect-table")
+        with Vertical(id="inspect-detail", classes="pane"):
+            yield LayerDetail()
+            yield ErrorBars()
+
+    def on_mount(self) -> None:
+        self.query_one(LayerTable).focus()
+        if isinstance(self.source, Run):
+            self.run_worker(self._follow, thread=True, group="follow", exit_on_error=False)
+        else:
+            self.run_worker(self._read(self.source), group="follow", exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        self._stop.set()
+
+    @property
+    def _title(self) -> str:
+        if isinstance(self.source, Path):
+            return one_line(self.source.name or str(self.source))
+        return title_line(config_of(self.source), self.source.id, self._glyphs)
+
+    @property
+    def label(self) -> str:
+        """The source in the names of exported files."""
+        return self.source.id if isinstance(self.source, Run) else self.source.name or str(self.source)
+
+    async def _read(self, folder: Path) -> None:
+        self.post_message(self.Loaded(await in_thread(_rows_of_folder, folder)))
+
+    def _follow(self) -> None:
+        assert isinstance(self.source, Run)
+        seen = -1
+
+        def post(snapshot: Snapshot) -> None:
+            nonlocal seen
+            rows = layer_rows(snapshot.state)
+            if len(rows) != seen or snapshot.state.finished:
+                seen = len(rows)
+                self.post_message(self.Loaded(_checked(rows, str(self.source))))
+
+        follow(RunClient(self.source), post, self._stop)
+
+    # drawing
+
+    @on(Loaded)
+    def _load(self, message: Loaded) -> None:
+        self.rows = message.rows
+        self._marked = outliers(message.rows)
+        self._show()
+
+    @on(Input.Changed, "#inspect-filter")
+    def _show(self) -> None:
+        if self.rows is None:
+            return
+        rows = self._filtered()
+        table = self.query_one(LayerTable)
+        if self.by_type:
+            table.show(summarize_roles(rows), ROLE_COLUMNS, self._style, lambda row, column: "")
+        else:
+            table.show(rows, LAYER_COLUMNS, self._style, self._mark)
+        found = f"{len(rows)} of {len(self.rows)} layers"
+        self.query_one("#inspect-mode", Static).update(f"{'by type' if self.by_type else 'all'}, {found}")
+
+    def _filtered(self) -> list[LayerRow]:
+        return filter_rows(self.rows or [], self.query_one(Input).value, self._marked)
+
+    def _is_outlier(self, row: LayerRow | RoleSummary, column: Column[Any]) -> bool:
+        return column.key == "max_over_mean" and isinstance(row, LayerRow) and (row.block, row.name) in self._marked
+
+    def _style(self, row: LayerRow | RoleSummary, column: Column[Any]) -> str:
+        """Outliers stand out; a ratio is good below one and bad above. The characters in the cell say the same."""
+        if self._is_outlier(row, column):
+            return f"bold {self._colour('warning')}"
+        if column.key != "loss_ratio" or row.loss_ratio in (None, 1.0):
+            return ""
+        return self._colour("success" if row.loss_ratio < 1 else "error")
+
+    def _colour(self, name: str) -> str:
+        """A colour of the theme as the table's cells spell it."""
+        return self.app.theme_variables[name].removeprefix("ansi_")
+
+    def _mark(self, row: LayerRow, column: Column[Any]) -> str:
+        return f" {self._glyphs.outlier}" if self._is_outlier(row, column) else ""
+
+    @on(LayerTable.Chosen)
+    def _show_detail(self, message: LayerTable.Chosen) -> None:
+        row = message.row
+        if isinstance(row, RoleSummary):
+            view = self._worst_of(row.role)
+        elif isinstance(row, LayerRow):
+            view = LayerView.of_row(row)
+        else:
+            view = LayerView("", note="No layer fits the filter." if self.rows else "No layer is finished yet.")
+        self.query_one(LayerDetail).show(view)
+        self.query_one(ErrorBars).show(view.weight_change, view.output_change)
+
+    def _worst_of(self, role: str) -> LayerView:
+        row = max((row for row in self._filtered() if row.role == role), key=lambda row: row.loss_final)
+        view = LayerView.of_row(row)
+        return dataclasses.replace(view, title=f"highest loss of {one_line(role)}: {view.title}")
+
+    # keys
+
+    def action_filter(self) -> None:
+        self.query_one(Input).focus()
+
+    @on(Input.Submitted, "#inspect-filter")
+    def _leave_filter(self) -> None:
+        self.query_one(LayerTable).focus()
+
+    async def action_leave(self) -> None:
+        """Out of the filter first, then off the screen."""
+        if self.query_one(Input).has_focus:
+            self.query_one(Input).value = ""
+            self.query_one(LayerTable).focus()
+        else:
+            await self.awq.action_back()
+
+    def action_sort(self, step: int) -> None:
+        self.query_one(LayerTable).sort_by(step)
+
+    def action_turn_around(self) -> None:
+        self.query_one(LayerTable).turn_around()
+
+    def action_by_type(self) -> None:
+        self.by_type = not self.by_type
+        self._show()
+
+    def action_export(self) -> None:
+        rows = self.query_one(LayerTable).shown
+        folder = self.source.path if isinstance(self.source, Run) else Path.cwd()
+        stem = f"awq-{'types' if self.by_type else 'layers'}-{self.label}"
+        columns = ROLE_COLUMNS if self.by_type else LAYER_COLUMNS
+        try:
+            write_atomically(folder / f"{stem}.csv", to_csv(rows, columns).encode())
+            write_atomically(folder / f"{stem}.json", to_json(rows).encode())
+        except OSError as error:
+            self.awq.show_error("Nothing was exported", f"{folder} cannot be written to: {error.strerror or error}.")
+        else:
+            self.notify(f"{len(rows)} rows written to {folder / stem}.csv and .json", title="Exported", timeout=8)
+
+    def action_chat(self) -> None:
+        self.awq.open_chat(self.source.id if isinstance(self.source, Run) else str(self.source))
+
+
+def _rows_of_folder(folder: Path) -> list[LayerRow]:
+    return _checked(rows_of_report(read_report(folder), str(folder)), str(folder))
+
+
+def _draw_all(row: LayerRow) -> None:
+    for column in LAYER_COLUMNS:
+        column.text(row)
+    view = LayerView.of_row(row)
+    fit_parts([*statistics(view), *loss_chain(view)], 80)
+
+
+def _checked(rows: list[LayerRow], where: str) -> list[LayerRow]:
+    """The rows, if every cell and every pane can be drawn from them; `BadInputError` otherwise."""
+    try:
+        for row in rows:
+            _draw_all(row)
+        summarize_roles(rows)
+        outliers(rows)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BadInputError(f"The statistics of {where} are damaged ({error}); quantize the model again.") from error
+    return rows
