@@ -94,11 +94,20 @@ class RunConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(data) - known:
             raise BadInputError(f"The run's config has unknown keys {sorted(unknown)}; a newer awq-tui wrote it.")
+        _check_types(data, {f.name: str(f.type) for f in dataclasses.fields(cls)})
         try:
             enums = {"preset": Preset, "method": Method, "format": Format}
             return cls(**{key: enums[key](value) if key in enums else value for key, value in data.items()})
         except (TypeError, ValueError) as error:
             raise BadInputError(f"The run's config cannot be read: {error}.") from error
+
+
+def _check_types(data: dict[str, Any], declared: dict[str, str]) -> None:
+    """Refuse a value of another type than its field's; enums are strings."""
+    for name, value in data.items():
+        expected = {"int": int, "bool": bool}.get(declared[name], str)
+        if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
+            raise BadInputError(f"The run's config is damaged: '{name}' is {value!r}, not of type {expected.__name__}.")
 
 
 def _check_choice(what: str, value: int, choices: tuple[int, ...]) -> None:
