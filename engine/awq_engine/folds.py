@@ -1,9 +1,9 @@
 """Folds: pairs of a producer and its consumers between which a channel scale cancels.
 
 AWQ multiplies the input columns of some linears (consumers) by a channel scale and divides whatever produces those
-channels by it. Which module is the producer differs between architectures, so nothing here knows any: a block is traced,
-linears are grouped by the very tensor they read, and every module that ran before with a fitting width is tried. A
-random scale on the consumers alone disturbs the block's output; a candidate that takes the disturbance away again is
+channels by it. Which module is the producer differs between architectures, so nothing here knows any: a block is
+traced, linears are grouped by the very tensor they read, and every module that ran before with a fitting width is
+tried. A random scale on the consumers alone disturbs the block's output; a candidate that takes the disturbance away again is
 a fold. What cannot be taken away (a router that reads the same norm, a gate in between) is no fold, whatever its name.
 """
 
@@ -217,8 +217,10 @@ def _row_candidates(name: str, rows: int, group: InputGroup, head_dim: int) -> I
     if rows >= width:
         for offset in sorted({0, rows - width, width if 2 * width <= rows else 0}, reverse=True):
             yield Fold(name, group.consumers, FoldKind.ROWS, width, row_offset=offset)
-    elif width % rows == 0 and rows % head_dim == 0:
-        yield Fold(name, group.consumers, FoldKind.ROWS, rows, repeat=width // rows, head_dim=head_dim)
+    # values shared between query heads: a projection of their own, or the last rows of a fused q|k|v
+    for values in (rows, (rows - width) // 2):
+        if 0 < values < width and width % values == 0 and values % head_dim == 0:
+            yield Fold(name, group.consumers, FoldKind.ROWS, values, rows - values, width // values, head_dim)
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:

@@ -1,0 +1,160 @@
+"""Folds are found by probing, whatever the architecture, and only where they keep the function."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import TINY, write_tiny_model
+from torch import nn
+from transformers import CohereConfig, Gemma2Config, OPTConfig, Phi3Config, PreTrainedConfig, Qwen2Config
+
+from awq_engine.capture import capture_inputs
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.folds import FoldKind, Probe, divide_producer, find_fold, input_groups, scale_consumers
+from awq_engine.pipeline import head_dim
+from awq_engine.skeleton import build_skeleton
+
+IDS = torch.arange(3, 35).view(1, 32)
+SMALL = {key: value for key, value in TINY.items() if key != "tie_word_embeddings"}
+
+
+def probes_of(folder: Path, block: int = 1) -> dict[str, Probe]:
+    """The outcome of the search for every group of one block, by its first consumer."""
+    skeleton = build_skeleton(read_checkpoint(folder))
+    inputs = capture_inputs(skeleton, [IDS])
+    with torch.no_grad(), skeleton.loaded_block(block) as module:
+
+        def forward() -> torch.Tensor:
+            return next(inputs.outputs(module, block))
+
+        names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+        groups = input_groups(module, names, forward)
+        return {group.consumers[0]: find_fold(module, group, forward, head_dim(skeleton)) for group in groups}
+
+
+def test_llama(tmp_path: Path):
+    """Norms before attention and MLP, values shared between heads, and up before down."""
+    found = probes_of(write_tiny_model(tmp_path))
+    producers = {first: probe.fold.producer for first, probe in found.items() if probe.fold}
+
+    assert producers == {
+        "self_attn.q_proj": "input_layernorm",
+        "self_attn.o_proj": "self_attn.v_proj",
+        "mlp.gate_proj": "post_attention_layernorm",
+        "mlp.down_proj": "mlp.up_proj",
+    }
+    shared = found["self_attn.o_proj"].fold
+    assert shared is not None
+    assert (shared.repeat, shared.head_dim, shared.width) == (2, 16, 32)
+
+
+ARCHITECTURES: dict[str, tuple[PreTrainedConfig, dict[str, tuple[str, FoldKind]]]] = {
+    "gemma2, whose norms multiply by 1 + weight and wrap both sides": (
+        Gemma2Config(**SMALL, head_dim=16),
+        {
+            "self_attn.q_proj": ("input_layernorm", FoldKind.UNIT_OFFSET_NORM),
+            "self_attn.o_proj": ("self_attn.v_proj", FoldKind.ROWS),
+            "mlp.gate_proj": ("pre_feedforward_layernorm", FoldKind.UNIT_OFFSET_NORM),
+            "mlp.down_proj": ("mlp.up_proj", FoldKind.ROWS),
+        },
+    ),
+    "phi3, whose projections are fused": (
+        Phi3Config(**SMALL),
+        {
+            "self_attn.qkv_proj": ("input_layernorm", FoldKind.NORM),
+            "self_attn.o_proj": ("self_attn.qkv_proj", FoldKind.ROWS),
+            "mlp.gate_up_proj": ("post_attention_layernorm", FoldKind.NORM),
+            "mlp.down_proj": ("mlp.gate_up_proj", FoldKind.ROWS),
+        },
+    ),
+    "qwen2, with biases": (
+        Qwen2Config(**SMALL),
+        {
+            "self_attn.q_proj": ("input_layernorm", FoldKind.NORM),
+            "self_attn.o_proj": ("self_attn.v_proj", FoldKind.ROWS),
+            "mlp.gate_proj": ("post_attention_layernorm", FoldKind.NORM),
+            "mlp.down_proj": ("mlp.up_proj", FoldKind.ROWS),
+        },
+    ),
+    "cohere, whose attention and MLP read one norm": (
+        CohereConfig(**SMALL),
+        {
+            "self_attn.q_proj": ("input_layernorm", FoldKind.NORM),
+            "self_attn.o_proj": ("self_attn.v_proj", FoldKind.ROWS),
+            "mlp.down_proj": ("mlp.up_proj", FoldKind.ROWS),
+        },
+    ),
+    "opt, with ReLU between its two layers": (
+        OPTConfig(
+            vocab_size=2048, hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=128, dropout=0.0,
+        ),
+        {
+            "self_attn.q_proj": ("self_attn_layer_norm", FoldKind.NORM),
+            "self_attn.out_proj": ("self_attn.v_proj", FoldKind.ROWS),
+            "fc1": ("final_layer_norm", FoldKind.NORM),
+            "fc2": ("fc1", FoldKind.ROWS),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_nobody_tabled(name: str, tmp_path: Path):
+    """Every fold of these families is discovered, with the right kind."""
+    config, expected = ARCHITECTURES[name]
+    found = probes_of(write_tiny_model(tmp_path, config))
+
+    folds = {first: (probe.fold.producer, probe.fold.kind) for first, probe in found.items() if probe.fold}
+    assert {first: folds.get(first) for first in expected} == expected
+
+
+class _Routed(nn.Module):
+    """A norm read by a linear and, unscaled, by a router."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.router = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return x + self.up(y) * self.router(y).sigmoid()
+
+
+def test_second_reader_forbids_the_fold():
+    """A norm with another reader that is not scaled along is no producer; scaling both readers is fine."""
+    torch.manual_seed(0)
+    block, x = _Routed().requires_grad_(False), torch.randn(2, 8, 32)
+    (alone,) = input_groups(block, ["up"], lambda: block(x))
+    (both,) = input_groups(block, ["up", "router"], lambda: block(x))
+
+    assert find_fold(block, alone, lambda: block(x), 1).fold is None
+    assert find_fold(block, both, lambda: block(x), 1).fold is not None
+
+
+def test_rounded_norm_keeps_the_function(tmp_path: Path):
+    """With a norm stored in bfloat16, the consumers' scale follows the rounded norm, so nothing is lost to rounding."""
+    torch.manual_seed(0)
+    block, x = _Routed().requires_grad_(False), torch.randn(2, 8, 32)
+    block.norm.weight.copy_((1 + 0.2 * torch.randn(32)).bfloat16())
+    block.norm.bias.zero_()
+    (group,) = input_groups(block, ["up", "router"], lambda: block(x))
+    fold = find_fold(block, group, lambda: block(x), 1).fold
+    assert fold is not None
+    before = block(x)
+    effective = divide_producer(block, fold, torch.rand(32) + 0.5, torch.bfloat16)
+    scale_consumers(block, fold, effective)
+
+    assert torch.equal(block.norm.weight, block.norm.weight.bfloat16().float())
+    assert torch.allclose(block(x), before, atol=1e-5)
+
+
+def test_probing_leaves_no_trace(tmp_path: Path):
+    """Weights are the same bits after the search."""
+    torch.manual_seed(0)
+    block, x = _Routed().requires_grad_(False), torch.randn(2, 8, 32)
+    saved = {name: p.clone() for name, p in block.named_parameters()}
+    for group in input_groups(block, ["up", "router"], lambda: block(x)):
+        find_fold(block, group, lambda: block(x), 1)
+
+    assert all(torch.equal(p, saved[name]) for name, p in block.named_parameters())

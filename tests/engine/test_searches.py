@@ -1,0 +1,154 @@
+"""Scale search, clip search, error feedback and drift correction against brute force."""
+
+import pytest
+import torch
+from torch import nn
+
+from awq_engine.clip_search import choose_clip
+from awq_engine.drift import correct_drift
+from awq_engine.error_feedback import round_with_feedback
+from awq_engine.folds import Fold, FoldKind
+from awq_engine.histogram import N_BINS, histogram, scale_statistics
+from awq_engine.quantize import QuantSpec, choose_qparams, group_ranges, round_to_grid, round_to_nearest
+from awq_engine.scale_search import choose_scale
+from awq_engine.statistics import InputStatistics, collect_statistics
+
+SPEC = QuantSpec(4, 32, False)
+OUT, IN = 24, 64
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    """float32 [512, 64], correlated, with two salient channels."""
+    generator = torch.Generator().manual_seed(3)
+    mix = torch.randn(IN, IN, generator=generator) / IN**0.5 + torch.eye(IN)
+    x = torch.randn(512, IN, generator=generator) @ mix
+    x[:, [5, 40]] *= 30
+    return x
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    return torch.randn(OUT, IN, generator=torch.Generator().manual_seed(4)) * 0.1
+
+
+def statistics(x: torch.Tensor) -> InputStatistics:
+    return InputStatistics(x.T @ x / len(x), x.abs().mean(0), len(x))
+
+
+def true_loss(x: torch.Tensor, rounded: torch.Tensor, weight: torch.Tensor) -> float:
+    return float((x @ rounded.T - x @ weight.T).square().mean())
+
+
+def test_gram_loss_is_the_output_error(inputs: torch.Tensor, weight: torch.Tensor):
+    """tr(D G D^T) is the mean squared change of the outputs over all tokens."""
+    rounded = round_to_nearest(weight, SPEC)
+
+    assert statistics(inputs).output_mse(rounded - weight) == pytest.approx(
+        true_loss(inputs, rounded, weight), rel=1e-4
+    )
+
+
+def test_collected_statistics(inputs: torch.Tensor):
+    """Hooks sum over calls and over leading dimensions."""
+    linear = nn.Linear(IN, 4)
+    (found,) = collect_statistics(
+        [linear], lambda: [linear(inputs[:100]), linear(inputs[100:].view(4, 103, IN))] and None
+    )
+
+    assert found.n_tokens == 512
+    assert torch.allclose(found.gram, statistics(inputs).gram, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found.act_mean, inputs.abs().mean(0), rtol=1e-4)
+
+
+def test_scale_search_protects_salient_channels(inputs: torch.Tensor, weight: torch.Tensor):
+    """The chosen scale lifts the salient channels, and the loss it reports is the loss it makes."""
+    fold = Fold("norm", ("linear",), FoldKind.NORM, IN)
+    choice = choose_scale(fold, [weight], statistics(inputs), SPEC)
+    rounded = round_to_nearest(weight * choice.channel_scale, SPEC) / choice.channel_scale
+
+    assert choice.channel_scale[[5, 40]].min() > choice.channel_scale.median()
+    assert choice.loss_after == pytest.approx(true_loss(inputs, rounded, weight), rel=1e-3)
+    assert choice.loss_before == pytest.approx(true_loss(inputs, round_to_nearest(weight, SPEC), weight), rel=1e-3)
+    assert choice.loss_after < 0.5 * choice.loss_before
+    assert [alpha for alpha, _ in choice.curve] == pytest.approx([step / 20 for step in range(21)])
+    assert min(loss for _, loss in choice.curve) == pytest.approx(choice.loss_after)
+
+
+def test_identity_is_always_a_candidate(weight: torch.Tensor):
+    """A weight that is on its grid already loses nothing, and the search leaves it alone."""
+    exact = round_to_nearest(weight, SPEC)
+    x = torch.randn(256, IN, generator=torch.Generator().manual_seed(5))
+    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [exact], statistics(x), SPEC)
+
+    assert choice.loss_after <= choice.loss_before
+    assert choice.loss_before == pytest.approx(0, abs=1e-9)
+
+
+def test_dead_channels_do_not_break_the_search(inputs: torch.Tensor, weight: torch.Tensor):
+    """Channels that are never active get a finite scale."""
+    inputs[:, 10:20] = 0
+    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [weight], statistics(inputs), SPEC)
+
+    assert torch.isfinite(choice.channel_scale).all()
+    assert (choice.channel_scale > 0).all()
+
+
+def test_shared_heads_share_their_scale():
+    """A value head read by two query heads has one scale per channel: expand and reduce are consistent."""
+    fold = Fold("v", ("o",), FoldKind.ROWS, width=8, repeat=2, head_dim=4)
+    channels = torch.arange(8.0)
+
+    assert fold.expand(channels).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
+    assert torch.equal(fold.reduce(fold.expand(channels)), channels)
+
+
+def test_clip_never_loses(inputs: torch.Tensor, weight: torch.Tensor):
+    """Full range is a candidate, so no group gets worse; an outlier weight on a quiet channel is clipped."""
+    stats = statistics(inputs)
+    weight[:, 7] = 0.7
+    stats.gram[7] *= 1e-3
+    stats.gram[:, 7] *= 1e-3
+    qparams, clipped = choose_clip(weight, stats, SPEC)
+    blockwise = InputStatistics(torch.block_diag(stats.gram[:32, :32], stats.gram[32:, 32:]), stats.act_mean, 1)
+    after = blockwise.output_mse(round_to_grid(weight, qparams, SPEC) - weight)
+    before = blockwise.output_mse(round_to_nearest(weight, SPEC) - weight)
+
+    assert after < before
+    assert clipped > 0
+
+
+def test_feedback_beats_plain_rounding_on_the_same_grid(inputs: torch.Tensor, weight: torch.Tensor):
+    """Error feedback lowers the output error, and every value stays on its group's grid."""
+    stats = statistics(inputs)
+    qparams = choose_qparams(*group_ranges(weight, SPEC), SPEC)
+    rounded = round_with_feedback(weight, stats, qparams, SPEC)
+    plain = true_loss(inputs, round_to_grid(weight, qparams, SPEC), weight)
+
+    assert true_loss(inputs, rounded, weight) < 0.6 * plain
+    assert torch.equal(round_to_grid(rounded, qparams, SPEC), rounded)
+
+
+def test_drift_correction_recovers_the_original_outputs(inputs: torch.Tensor, weight: torch.Tensor):
+    """When the present inputs are a linear image of the original ones, the corrected weight undoes the image."""
+    generator = torch.Generator().manual_seed(6)
+    image = torch.eye(IN) + 0.05 * torch.randn(IN, IN, generator=generator)
+    present = inputs @ image
+    corrected = correct_drift(weight, weight, statistics(present), present.T @ inputs / len(inputs))
+    target = inputs @ weight.T
+
+    assert (present @ corrected.T - target).square().mean() < 0.1 * (present @ weight.T - target).square().mean()
+
+
+def test_histogram_and_statistics():
+    """Counts cover every channel; shares are relative to the mean."""
+    scale = torch.tensor([0.1] * 5 + [1.0] * 90 + [10.0] * 5)
+    found, stats = histogram(scale), scale_statistics(scale)
+
+    assert len(found["counts"]) == N_BINS
+    assert sum(found["counts"]) == 100
+    assert (found["low"], found["high"]) == pytest.approx((-1, 1), abs=1e-6)
+    assert stats["share_above_5x"] == pytest.approx(0.05)
+    assert stats["share_below_half"] == pytest.approx(0.05)
+    assert stats["max_over_mean"] == pytest.approx(10 / 1.405, rel=1e-3)
+    assert sum(histogram(torch.ones(7))["counts"]) == 7
