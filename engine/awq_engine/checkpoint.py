@@ -128,6 +128,7 @@ def _tensor_info(file: Path, size: int, base: int, name: str, entry: Any) -> Ten
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and isinstance(dtype, str)
+        valid = valid and start <= end
     except (KeyError, TypeError, ValueError):
         valid, dtype, shape, start, end = False, "", (), 0, 0
     if not valid or (dtype in DTYPE_BYTES and end - start != DTYPE_BYTES[dtype] * math.prod(shape)):

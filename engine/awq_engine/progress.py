@@ -63,7 +63,7 @@ class ProgressLines:
             case e.DownloadProgress() as event:
                 return self._throttled("downloading", record.time, _download(event))
             case e.PhaseProgress() as event:
-                return self._throttled(event.phase, record.time, f"{event.phase} {event.done} of {event.total}")
+                return self._throttled(event.phase, record.time, _phase(event))
             case e.BlockFinished() as event:
                 return [self._block(event, record.time)]
             case e.BlockFellBack() as event:
@@ -113,6 +113,11 @@ def _calibration(event: e.CalibrationReady) -> str:
     detail = f" ({event.detail})" if event.detail else ""
     dropped = f", {event.dropped_tokens} tokens not used" if event.dropped_tokens else ""
     return f"calibration {event.source}: {event.sequences} x {event.seq_len} tokens{dropped}{detail}"
+
+
+def _phase(event: e.PhaseProgress) -> str:
+    written = size if event.phase == "writing" else str
+    return f"{event.phase} {written(event.done)} of {written(event.total)}"
 
 
 def _download(event: e.DownloadProgress) -> str:
