@@ -153,7 +153,7 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
     """Write the float16 checkpoint; the float32 weights being trained stay as they are."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.float16).save_pretrained(out)
+    copy.half().save_pretrained(out)
 
 
 def train(
