@@ -220,6 +220,7 @@ def write_output(
     run: Run, plan: Plan, skeleton: Skeleton, probe: BlockInputs, probe_ids: torch.Tensor, emit: EventSink
 ) -> None:
     """Assemble the checkpoint beside its final place, verify it, publish it."""
+    _raise_if_cancelled(run)
     output = Path(plan.config.output)
     staging = output.with_name(f".{output.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,279 @@
+"""Whole runs on tiny models: what is written, what survives, what is refused."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import write_tiny_model
+
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.errors import BadInputError, InterruptedRunError
+from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
+from awq_engine.journal import Journal
+from awq_engine.pipeline import execute
+from awq_engine.report import read_report, rows_of_report
+from awq_engine.runs import Run, RunStatus, create_run
+from awq_engine.state import replay
+from awq_engine.unpacked import read_packed_weight
+
+TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
+KILLABLE = [
+    kind
+    for kind in EVENTS
+    if kind not in {"download_progress", "block_fell_back", "warned", "run_cancelled", "run_failed"}
+]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, model: Path) -> Callable[..., Run]:
+    """A new run on the tiny model; keyword arguments go to `RunConfig`."""
+    text = tmp_path / "calibration.txt"
+    text.write_text(TEXT * 60)
+
+    def make(**options: object) -> Run:
+        settings = {
+            "model": str(model), "output": str(tmp_path / "out"), "group_size": 32, "calibration": str(text),
+            "samples": 4, "seq_len": 64, "preset": Preset.FAST, "threads": 1, "device": "cpu", **options,
+        }  # fmt: skip
+        return create_run(RunConfig(**settings))  # type: ignore[arg-type]
+
+    return make
+
+
+def finish(run: Run) -> list[Event]:
+    """Execute the run in this process; the events it told."""
+    with Journal(run.journal_path) as emit:
+        execute(run, emit)
+    return [record.event for record in run.records()]
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """Name and SHA-256 of every file but the report, whose timings differ from run to run."""
+    files = [file for file in sorted(folder.iterdir()) if file.name != "quantization_report.json"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+def test_output_is_an_awq_checkpoint(make_run: Callable[..., Run], model: Path, group_size: int, symmetric: bool):
+    """Packed tensors, honest config, everything else byte for byte, and a verified result."""
+    run = make_run(group_size=group_size, symmetric=symmetric)
+    events = finish(run)
+    output = Path(run.config().output)
+    written, source = read_checkpoint(output), read_checkpoint(model)
+
+    assert written.quantization == {
+        "quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True, "version": "gemm",
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    name = "model.layers.1.mlp.down_proj"
+    groups = 1 if group_size == -1 else 128 // group_size
+    shapes = {part: written.tensors[f"{name}.{part}"].shape for part in ("qweight", "qzeros", "scales")}
+    assert shapes == {"qweight": (128, 8), "qzeros": (groups, 8), "scales": (groups, 64)}
+    assert raw_bytes(written, "model.embed_tokens.weight") == raw_bytes(source, "model.embed_tokens.weight")
+    assert not any(key.endswith("proj.weight") for key in written.tensors)
+    assert next(event for event in events if isinstance(event, Verified)).max_logit_difference < 1e-4
+    result = next(event for event in events if isinstance(event, RunFinished)).result
+    assert result["bytes_after"] == written.nbytes
+    assert result["bytes_before"] == source.nbytes
+    if symmetric:
+        zeros = set(raw_bytes(written, f"{name}.qzeros"))
+        assert zeros == {0x88}
+
+
+def raw_bytes(checkpoint, name: str) -> bytes:
+    info = checkpoint.tensors[name]
+    return info.file.read_bytes()[info.start : info.start + info.nbytes]
+
+
+def test_rtn_is_plain_rounding(make_run: Callable[..., Run], model: Path):
+    """`--method rtn` rounds the original weights to nearest, and folds nothing."""
+    from safetensors.torch import load_file
+
+    from awq_engine.quantize import QuantSpec, round_to_nearest
+
+    run = make_run(method=Method.RTN)
+    events = finish(run)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = load_file(model / "model.safetensors")[f"{name}.weight"]
+    packed = read_packed_weight(read_checkpoint(Path(run.config().output)), name, 32)
+
+    assert torch.equal(packed, round_to_nearest(weight, QuantSpec(4, 32, False)))
+    assert not any(isinstance(event, FoldTested) for event in events)
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_every_preset_beats_plain_rounding(make_run: Callable[..., Run], preset: Preset):
+    """Losses fall from step to step on the calibration text, and block outputs are nearer to the original's."""
+    events = finish(make_run(preset=preset))
+    linears = [event for event in events if isinstance(event, LinearQuantized)]
+    blocks = [event for event in events if isinstance(event, BlockFinished)]
+
+    assert len(linears) == 14
+    assert len(blocks) == 2
+    assert all(block.loss_final < block.loss_rounding for block in blocks)
+    assert sum(x.losses["scale"] for x in linears) < sum(x.losses["rounding"] for x in linears)
+    expected = ["rounding", "scale", "clip"] + (["feedback"] if preset is not Preset.FAST else [])
+    assert all(list(x.losses) == expected for x in linears)
+
+
+def test_report_agrees_with_the_journal(make_run: Callable[..., Run]):
+    """The report beside the weights holds one row per linear with the losses the journal told."""
+    run = make_run()
+    events = finish(run)
+    rows = rows_of_report(read_report(Path(run.config().output)))
+    told = {(event.block, event.name): event.losses for event in events if isinstance(event, LinearQuantized)}
+
+    assert {(row.block, row.name): row.losses for row in rows} == told
+    assert replay(run.records()).fraction() == 1.0
+    assert run.status() is RunStatus.DONE
+
+
+def test_same_run_twice_gives_the_same_bytes(make_run: Callable[..., Run], tmp_path: Path):
+    """Nothing in the output depends on the clock or on chance."""
+    for name in ("one", "two"):
+        finish(make_run(output=str(tmp_path / name), preset=Preset.BEST))
+
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
+
+
+@pytest.mark.parametrize("preset", [Preset.FAST, Preset.BEST])
+def test_kill_at_every_event_and_resume(make_run: Callable[..., Run], tmp_path: Path, preset: Preset):
+    """An engine killed right after any kind of event resumes to byte-identical output."""
+    runs = {kind: make_run(output=str(tmp_path / kind), preset=preset) for kind in ["none", *KILLABLE]}
+    driver = Path(__file__).with_name("killing_driver.py")
+    arguments = [f"{kind}={run.path}" for kind, run in runs.items()]
+    done = subprocess.run([sys.executable, str(driver), *arguments], capture_output=True, text=True, timeout=300)
+    outcome = [line.split() for line in done.stdout.splitlines()]
+
+    assert outcome == [["none", "None", "0"]] + [[kind, "-9", "0"] for kind in KILLABLE], done.stderr[-2000:]
+    expected = weights_of(tmp_path / "none")
+    assert {kind: weights_of(tmp_path / kind) == expected for kind in KILLABLE} == dict.fromkeys(KILLABLE, True)
+    assert not list(tmp_path.glob(".*partial")), "a partial output was left behind"
+
+
+def test_cancel_keeps_finished_blocks(make_run: Callable[..., Run]):
+    """A cancelled run stops between steps, leaves no output, and resumes from its last finished block."""
+    run = make_run()
+
+    class CancelAfterFirstBlock(Journal):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, BlockFinished):
+                run.request_cancel()
+
+    with CancelAfterFirstBlock(run.journal_path) as emit, pytest.raises(InterruptedRunError, match="resume"):
+        execute(run, emit)
+    assert not Path(run.config().output).exists()
+    run.clear_cancel()
+    events = finish(run)
+
+    assert [event.block for event in events if isinstance(event, BlockFinished)] == [0, 1]
+
+
+def test_damaged_block_is_done_again(make_run: Callable[..., Run], tmp_path: Path):
+    """A finished block whose file no longer has its checksum is quantized again."""
+    finish(make_run(output=str(tmp_path / "good")))
+    run = make_run(output=str(tmp_path / "bad"))
+
+    class DamageAndStop(Journal):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, BlockFinished) and event.block == 1:
+                file = run.path / event.file
+                file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+                run.request_cancel()
+
+    with DamageAndStop(run.journal_path) as emit, pytest.raises(InterruptedRunError):
+        execute(run, emit)
+    run.clear_cancel()
+    finish(run)
+
+    assert weights_of(tmp_path / "bad") == weights_of(tmp_path / "good")
+
+
+def test_resume_refuses_a_changed_model(make_run: Callable[..., Run], tmp_path: Path):
+    """Half of one model and half of another is never written."""
+    model = write_tiny_model(tmp_path / "model")
+    run = make_run(model=str(model))
+    run.request_cancel()
+    with Journal(run.journal_path) as emit, pytest.raises(InterruptedRunError):
+        execute(run, emit)
+    write_tiny_model(model, seed=1)
+    run.clear_cancel()
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match="model's files changed"):
+        execute(run, emit)
+
+
+def test_bfloat16_model(make_run: Callable[..., Run], tmp_path: Path):
+    """A bfloat16 model's folded norms are stored in bfloat16, and the result still verifies."""
+    model = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    run = make_run(model=str(model))
+    events = finish(run)
+    written = read_checkpoint(Path(run.config().output))
+
+    assert written.tensors["model.layers.0.input_layernorm.weight"].dtype == "BF16"
+    assert sum(isinstance(event, FoldTested) and event.accepted for event in events) == 8
+
+
+def test_several_shards(make_run: Callable[..., Run], model: Path, monkeypatch: pytest.MonkeyPatch):
+    """Large outputs are split, and the index names every tensor."""
+    monkeypatch.setattr("awq_engine.writer.SHARD_BYTES", 100_000)
+    run = make_run()
+    finish(run)
+    output = Path(run.config().output)
+    index = json.loads((output / "model.safetensors.index.json").read_text())
+
+    assert len(set(index["weight_map"].values())) > 1
+    assert read_checkpoint(output).nbytes == index["metadata"]["total_size"]
+
+
+def test_not_a_number_in_a_weight(make_run: Callable[..., Run], tmp_path: Path):
+    """A damaged weight is named before anything is computed with it."""
+    from safetensors.torch import load_file, save_file
+
+    model = write_tiny_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    run = make_run(model=str(model))
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        execute(run, emit)
+
+
+def test_group_size_that_does_not_divide(make_run: Callable[..., Run]):
+    """The layer is named, and the group sizes that would work."""
+    run = make_run(group_size=128)
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"64 inputs of .*work .*: 32, 64, -1"):
+        execute(run, emit)
+
+
+def test_unstorable_linears_are_skipped_and_listed(make_run: Callable[..., Run], tmp_path: Path):
+    """A linear whose outputs do not fill whole words stays as it is and is named in the config."""
+    model = write_tiny_model(tmp_path / "model", intermediate_size=172)
+    run = make_run(model=str(model), group_size=-1)
+    finish(run)
+    written = read_checkpoint(Path(run.config().output))
+
+    assert "model.layers.0.mlp.up_proj.weight" in written.tensors
+    assert "model.layers.0.mlp.up_proj" in (written.quantization or {})["modules_to_not_convert"]
