@@ -35,6 +35,15 @@ OPTION_WORDS = {
 """The engine's sentences speak to the command line; the form has fields instead."""
 
 
+FIELD_WORDS = {
+    "group size": "group-size",
+    "samples": "samples",
+    "sequence length": "seq-len",
+    "Sequences of": "seq-len",
+    "bits": "bits",
+}
+
+
 class TextSource(StrEnum):
     """Where the calibration text comes from."""
 
@@ -108,8 +117,7 @@ def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, fre
     try:
         config = draft.config()
     except UsageError as error:
-        field = "samples" if "samples" in str(error) else "seq-len" if "sequence" in str(error) else "group-size"
-        problems[field] = str(error)
+        problems[_field_of(str(error))] = str(error)
     if config and checkpoint:
         forecast = estimate(checkpoint, config, speed)
         problems |= {_field_of(problem): in_form_words(problem) for problem in forecast.problems}
@@ -141,10 +149,8 @@ def _whole(what: str, text: str) -> int:
 
 
 def _field_of(problem: str) -> str:
-    """Which form field a sentence of the estimate belongs to."""
-    if "group size" in problem:
-        return "group-size"
-    return "seq-len" if "Sequences of" in problem else "model"
+    """Which form field a sentence of the config or the estimate belongs to."""
+    return next((field for words, field in FIELD_WORDS.items() if words in problem), "model")
 
 
 def _text_problem(draft: Draft) -> dict[str, str]:

@@ -159,16 +159,14 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         output = self.query_one("#output", Input)
         if output.value != self._suggested_output:
             return
-        self._suggested_output = str(
-            default_output(
-                describe_model(self._entry.model),
-                bits=self._chosen("bits", int),
-                group_size=self._chosen("group-size", int),
-                symmetric=self._chosen("symmetric", bool),
-                method=self._chosen("method", Method),
-            )
+        folder = default_output(
+            describe_model(self._entry.model),
+            bits=self._chosen("bits", int),
+            group_size=self._chosen("group-size", int),
+            symmetric=self._chosen("symmetric", bool),
+            method=self._chosen("method", Method),
         )
-        output.value = self._suggested_output
+        output.value = self._suggested_output = f"./{folder.name}"
 
     async def _update_review(self) -> None:
         await asyncio.sleep(SETTLE)

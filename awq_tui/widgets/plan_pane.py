@@ -6,7 +6,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from awq_engine.format import duration, size
-from awq_engine.sanitize import plain
+from awq_engine.sanitize import one_line, plain
 from awq_tui.draft import Review
 from awq_tui.machine import Machine
 
@@ -25,7 +25,7 @@ def _forecast(review: Review, machine: Machine | None) -> list[Content]:
     forecast = review.forecast
     if forecast is None:
         text = "Size, memory and time are known once the model is here; the run downloads it first."
-        return [Content.styled(text, "dim")] if review.config else []
+        return [Content.styled(text, "dim"), *_output(review)] if review.config else []
     host = f" of {size(machine.host.total)}" if machine else ""
     return [
         Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; all other tensors are kept"),
@@ -34,7 +34,12 @@ def _forecast(review: Review, machine: Machine | None) -> list[Content]:
         _figure("memory", f"about {size(forecast.peak_host_bytes)} at the peak{host}"),
         _figure("time", f"about {duration(forecast.seconds)}"),
         Content.styled(f"         {plain(forecast.speed.source)}", "dim"),
+        *_output(review),
     ]
+
+
+def _output(review: Review) -> list[Content]:
+    return [_figure("output", one_line(review.config.output))] if review.config else []
 
 
 def _figure(name: str, value: str) -> Content:

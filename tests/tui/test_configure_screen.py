@@ -1,0 +1,235 @@
+"""The configure form: what it refuses, what it forecasts, what it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Checkbox, Input
+
+from awq_engine.checkpoint import read_checkpoint
+from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.runs import Run, list_runs
+from awq_tui import catalog
+from awq_tui.app import AwqApp
+from awq_tui.catalog import Entry, Where
+from awq_tui.draft import Draft, TextSource, command, review
+from awq_tui.screens.configure import ConfigureScreen
+from awq_tui.screens.run import RunScreen
+from awq_tui.widgets.choice import Choice
+from tests.engine.safetensors_files import llama_shapes, model_folder
+from tests.tui.hosting import SIZES, screen_text, staged, until
+
+
+@pytest.fixture
+def entry() -> Entry:
+    return catalog.describe_folder(model_folder(Path("tiny").absolute()), Where.DISK)
+
+
+@contextlib.asynccontextmanager
+async def configuring(entry: Entry, size: tuple[int, int] = (120, 40)) -> AsyncIterator[Pilot[None]]:
+    """The form, once its first review is on screen."""
+    async with staged(ConfigureScreen(entry), size) as pilot:
+        await until(pilot, lambda: "linears in" in screen_text(pilot) or "known once" in screen_text(pilot))
+        yield pilot
+
+
+def form(pilot: Pilot[None]) -> ConfigureScreen:
+    assert isinstance(pilot.app.screen, ConfigureScreen)
+    return pilot.app.screen
+
+
+def focus(pilot: Pilot[None], selector: str) -> None:
+    form(pilot).query_one(selector).focus()
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_plan_is_there_at_once(entry: Entry, size: tuple[int, int]) -> None:
+    async with configuring(entry, size) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        text = screen_text(pilot)
+        for words in ("14 linears in 2 blocks", "bits each", "at the peak", "Group size", "tiny-AWQ-W4-G128"):
+            assert words in text
+
+
+async def test_another_group_size_changes_size_and_suggested_folder(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        await until(pilot, lambda: "4.16 bits each" in screen_text(pilot))
+        focus(pilot, "#group-size")
+        await pilot.press("left")
+        await until(pilot, lambda: "4.31 bits each" in screen_text(pilot))
+        assert form(pilot).query_one("#output", Input).value.endswith("tiny-AWQ-W4-G64")
+
+
+async def test_a_folder_the_person_named_is_kept(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        form(pilot).query_one("#output", Input).value = "mine"
+        focus(pilot, "#group-size")
+        await pilot.press("left")
+        await until(pilot, lambda: "4.31 bits each" in screen_text(pilot))
+        assert form(pilot).query_one("#output", Input).value == "mine"
+
+
+async def test_a_group_size_that_does_not_divide_names_those_that_do(tmp_path: Path) -> None:
+    odd = catalog.describe_folder(model_folder(tmp_path / "odd", llama_shapes(hidden=64, mlp=192)), Where.DISK)
+    async with configuring(odd) as pilot:
+        await until(pilot, lambda: form(pilot).query_one("#group-size", Choice).value == 64)
+        await until(pilot, lambda: "✗ 128" in screen_text(pilot))
+        focus(pilot, "#group-size")
+        await pilot.press("right")
+        await until(pilot, lambda: "does not divide" in screen_text(pilot))
+        text = " ".join(screen_text(pilot).replace("│", " ").split())
+        assert "32, 64, row (-1)" in text
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert list_runs() == []
+
+
+async def test_an_existing_folder_asks_for_the_overwrite_switch(entry: Entry) -> None:
+    model_folder(Path("old"))
+    async with configuring(entry) as pilot:
+        form(pilot).query_one("#output", Input).value = "old"
+        await until(pilot, lambda: "switch on overwrite" in " ".join(screen_text(pilot).replace("│", " ").split()))
+        form(pilot).query_one("#overwrite", Checkbox).toggle()
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        assert form(pilot).draft().config().overwrite
+
+
+async def test_start_goes_to_the_field_that_stands_in_the_way(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        form(pilot).query_one("#samples", Input).value = "many"
+        await until(pilot, lambda: "must be a whole number" in screen_text(pilot))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "samples")
+
+
+async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None:
+    async with configuring(entry, (80, 24)) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        focus(pilot, "#bits")
+        await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "bits")
+        visited = []
+        for _ in range(10):
+            assert pilot.app.focused is not None
+            visited.append(pilot.app.focused.id)
+            await pilot.press("down")
+        choices = ["bits", "group-size", "symmetric", "preset", "method", "text-source"]
+        assert visited == [*choices, "samples", "seq-len", "device", "output"]
+        await pilot.press("up", "up")
+        assert pilot.app.focused is not None
+        assert pilot.app.focused.id == "device"
+
+
+async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Run] = []
+    monkeypatch.setattr(AwqApp, "start_engine", lambda app, run: started.append(run))
+    async with configuring(entry) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        await pilot.press("ctrl+s", "ctrl+s")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RunScreen))
+    assert started == list_runs()
+    assert len(started) == 1
+    config = started[0].config()
+    assert (config.model, config.group_size, config.preset) == (str(entry.path), 128, Preset.BALANCED)
+
+
+async def test_an_engine_that_cannot_start_leaves_no_run_behind(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(app: AwqApp, run: Run) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(AwqApp, "start_engine", refuse)
+    async with configuring(entry) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: "temporarily unavailable" in screen_text(pilot))
+    assert list_runs() == []
+
+
+async def test_y_copies_the_command_line(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        await pilot.press("y")
+        await until(pilot, lambda: pilot.app.clipboard)
+        assert shlex.split(pilot.app.clipboard)[:3] == ["awq-tui", "quantize", str(entry.path)]
+
+
+async def test_a_model_on_the_hub_is_planned_without_figures() -> None:
+    async with configuring(Entry(Where.HUB, "org/tiny", "org/tiny")) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        assert form(pilot).draft().config().model == "org/tiny"
+
+
+def draft(**changes: object) -> Draft:
+    return replace(Draft("/m", "out"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"output": " "}, "output", "Name the folder"),
+        ({"samples": "0"}, "samples", "at least 1"),
+        ({"seq_len": ""}, "seq-len", "whole number"),
+        ({"bits": 5}, "bits", "choose one of"),
+        ({"text_source": TextSource.FILE}, "text", "Name a calibration file"),
+        ({"text_source": TextSource.FILE, "text": "absent.txt"}, "text", "There is no file"),
+        ({"text_source": TextSource.FILE, "text": "image.png"}, "text", "is none of"),
+        ({"text_source": TextSource.HUB}, "text", "Name a data set"),
+        ({"output": "file"}, "output", "file"),
+        ({"output": "home", "overwrite": True}, "output", "never overwritten"),
+    ],
+)
+def test_what_cannot_work_is_a_sentence_on_its_field(changes: dict[str, object], field: str, words: str) -> None:
+    Path("image.png").write_text("")
+    Path("file").write_text("")
+    Path("home").mkdir()
+    Path("home/letter").write_text("dear")
+    found = review(draft(**changes), None, None, None)
+    assert set(found.problems) == {field}
+    assert words in found.problems[field]
+    assert not found.ready
+
+
+def test_the_model_itself_is_never_the_output() -> None:
+    folder = model_folder(Path("tiny").absolute())
+    found = review(draft(output="tiny", overwrite=True), read_checkpoint(folder), None, None)
+    assert "model itself" in found.problems["output"]
+
+
+def test_little_memory_and_little_text_are_warnings() -> None:
+    Path("short.txt").write_text("a few words")
+    checkpoint = read_checkpoint(model_folder(Path("tiny").absolute()))
+    found = review(draft(text_source=TextSource.FILE, text="short.txt"), checkpoint, None, 1 << 20)
+    assert found.ready
+    assert [warning.split()[0] for warning in found.warnings] == ["Peak", "The"]
+
+
+def test_rounding_needs_no_text() -> None:
+    assert review(draft(method=Method.RTN, text_source=TextSource.FILE), None, None, None).ready
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig("/models/it's here; rm -rf", "/out/$(x) y"),
+        RunConfig("org/name", "/out", group_size=-1, symmetric=True, preset=Preset.BEST, overwrite=True, device="cpu"),
+        RunConfig("/m", "/out", method=Method.RTN, calibration="hub:c4:en", samples=7, seq_len=33),
+    ],
+)
+def test_the_copied_command_is_the_same_run(config: RunConfig) -> None:
+    words = shlex.split(command(config))
+    given = {words[i]: words[i + 1] for i in range(3, len(words) - 1) if words[i].startswith("-")}
+    assert words[:3] == ["awq-tui", "quantize", config.model]
+    assert given["-o"] == config.output
+    assert (given["--group-size"], given["--preset"]) == (str(config.group_size), config.preset)
+    assert ("--symmetric" in words, "--overwrite" in words) == (config.symmetric, config.overwrite)
+    for flag, value in (
+        ("--method", config.method),
+        ("--calibration", config.calibration),
+        ("--device", config.device),
+    ):
+        assert given.get(flag, str(getattr(RunConfig("", ""), flag[2:]))) == str(value)
