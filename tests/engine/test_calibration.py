@@ -1,0 +1,167 @@
+"""Text becomes exactly the windows asked for, or a sentence that says how much was missing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from awq_engine import calibration
+from awq_engine.calibration import TokenStream, cut_windows, first_documents, load_calibration, thin
+from awq_engine.errors import BadInputError
+from awq_engine.runtime import load_tokenizer
+from tests.engine.rounded_checkpoint import demo_model
+
+BOS, EOS = 1, 2
+
+
+class Letters:
+    """One token a character, as a tokenizer with or without begin and end tokens."""
+
+    def __init__(self, bos: int | None = BOS, eos: int | None = EOS) -> None:
+        self.bos_token_id, self.eos_token_id = bos, eos
+        self.characters = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+        self.characters += len(text)
+        start = [self.bos_token_id] if add_special_tokens and self.bos_token_id is not None else []
+        return {"input_ids": start + [ord(letter) for letter in text]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(demo_model())
+
+
+def text_file(folder: Path, text: str) -> str:
+    (folder / "a.txt").write_text(text)
+    return str(folder / "a.txt")
+
+
+def test_every_window_is_full_and_starts_with_bos(tmp_path: Path) -> None:
+    found = load_calibration(text_file(tmp_path, "abcdefghijkl"), Letters(), samples=3, seq_len=5)
+    assert found.ids.tolist() == [[BOS, *map(ord, "abcd")], [BOS, *map(ord, "efgh")], [BOS, *map(ord, "ijkl")]]
+    assert (found.tokens, found.dropped_tokens) == (15, 1)
+
+
+def test_tokenizer_without_bos_gets_none(tmp_path: Path) -> None:
+    found = load_calibration(text_file(tmp_path, "abcdef"), Letters(bos=None, eos=None), samples=2, seq_len=3)
+    assert found.ids.tolist() == [list(map(ord, "abc")), list(map(ord, "def"))]
+    assert found.dropped_tokens == 0
+
+
+def test_documents_are_joined_by_the_end_token(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in ("ab", "cd")))
+    found = load_calibration(str(tmp_path / "a.jsonl"), Letters(bos=None), samples=1, seq_len=6)
+    assert found.ids.tolist() == [[*map(ord, "ab"), EOS, *map(ord, "cd"), EOS]]
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(2, 20), st.booleans())
+def test_windows_are_disjoint_in_order_and_spread(length: int, samples: int, seq_len: int, has_bos: bool) -> None:
+    stream = TokenStream(list(range(10, 10 + length)), BOS if has_bos else None, "", "")
+    body = seq_len - has_bos
+    assert stream.fitting(seq_len) == length // body
+    if stream.fitting(seq_len) < samples:
+        return
+    windows = [row[has_bos:] for row in cut_windows(stream, samples, seq_len).tolist()]
+    flat = [token for window in windows for token in window]
+    assert flat == sorted(set(flat))
+    assert len(flat) == samples * body
+    gaps = [after[0] - before[0] for before, after in pairwise(windows)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_too_few_tokens_says_needed_found_and_what_would_fit(tmp_path: Path) -> None:
+    spec = text_file(tmp_path, "x" * 1199)
+    with pytest.raises(BadInputError) as caught:
+        load_calibration(spec, Letters(bos=None), samples=128, seq_len=512)
+    message = str(caught.value)
+    assert "has 1200 tokens, but 128 samples of 512 need 65536; use --samples 2 or a longer text." in message
+    assert load_calibration(spec, Letters(bos=None), samples=2, seq_len=512).ids.shape == (2, 512)
+
+
+@given(st.integers(0, 3000), st.integers(1, 64), st.integers(2, 256), st.booleans())
+def test_suggestions_really_fit(length: int, samples: int, seq_len: int, has_bos: bool) -> None:
+    stream = TokenStream([5] * length, BOS if has_bos else None, "", "")
+    if stream.fitting(seq_len) >= samples:
+        return
+    words = calibration._too_few(stream, samples, seq_len).rstrip(".").replace(";", "").split()
+    if "--samples" in words:
+        assert stream.fitting(seq_len) == int(words[words.index("--samples") + 1])
+    if "--seq-len" in words:
+        assert stream.fitting(int(words[words.index("--seq-len") + 1])) >= samples
+
+
+@given(st.lists(st.integers(1, 50_000), min_size=1, max_size=30), st.integers(1, 400_000))
+@settings(max_examples=50)
+def test_thinning_keeps_order_and_about_the_amount(lengths: list[int], max_chars: int) -> None:
+    texts = [chr(0x4E00 + number) * length for number, length in enumerate(lengths)]
+    kept = thin(texts, max_chars)
+    joined = "".join(kept)
+    assert joined == "".join(sorted(joined))
+    assert len(joined) <= sum(lengths)
+    if len(joined) < sum(lengths):
+        assert all(len(text) <= calibration.EXCERPT for text in kept)
+
+
+def test_thinning_takes_from_everywhere() -> None:
+    text = "".join(chr(0x4E00 + number) * 1000 for number in range(5000))
+    kept = thin([text], 500_000)
+    assert 400_000 <= sum(map(len, kept)) <= 600_000
+    places = [ord(excerpt[0]) - 0x4E00 for excerpt in kept]
+    assert places[0] < 500
+    assert places[-1] > 4500
+
+
+def test_first_documents_reach_the_amount_and_no_further() -> None:
+    assert first_documents(["aa", "bb", "cc"], 3) == ["aa", "bb"]
+    assert first_documents(["aa", "bb", "cc"], 4) == ["aa", "bb"]
+    assert first_documents(["aa"], 100) == ["aa"]
+
+
+def test_long_text_is_not_tokenized_whole(tmp_path: Path) -> None:
+    letters = Letters()
+    found = load_calibration(text_file(tmp_path, "x" * 2_000_000), letters, samples=2, seq_len=100)
+    assert letters.characters < 200_000
+    assert "a sample of" in found.detail
+    assert "of its 2000000 characters" in found.detail
+
+
+def test_sample_that_turns_out_too_short_is_widened_to_the_whole(tmp_path: Path) -> None:
+    class Sparse(Letters):
+        def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+            return super().__call__(text[::200], add_special_tokens, verbose)
+
+    found = load_calibration(text_file(tmp_path, "x" * 400_000), Sparse(bos=None), samples=10, seq_len=150)
+    assert found.ids.shape == (10, 150)
+    assert found.detail == ""
+
+
+def test_real_tokenizer_is_deterministic_and_silent(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        first = load_calibration("builtin", tokenizer, samples=8, seq_len=512)
+        second = load_calibration("builtin", tokenizer, samples=8, seq_len=512)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert first.ids.equal(second.ids)
+    assert (first.ids[:, 0] == tokenizer.bos_token_id).all()
+    assert (first.ids[:, 1:] != tokenizer.bos_token_id).all()
+    assert "sequence length is longer" not in caplog.text
+    assert first.source == "builtin"
+
+
+def test_messages_go_through_the_models_own_template(tokenizer: Any, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": "No."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    found = load_calibration(str(tmp_path / "a.jsonl"), tokenizer, samples=1, seq_len=8)
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert found.ids[0, 1:].tolist() == ids[:7]
