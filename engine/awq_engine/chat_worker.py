@@ -229,13 +229,15 @@ def _named(error: Exception) -> Exception:
 
 
 def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
+    from awq_engine.checkpoint import read_checkpoint
     from awq_engine.models import resolve_model
 
     def on_progress(done: int, total: int, what: str) -> None:
         wire.send("loading", message=what, done=done, total=total)
 
     resolved = resolve_model(options.model, on_progress)
-    from awq_engine.generate import has_chat_template  # torch takes seconds: a wrong name is told before
+    read_checkpoint(resolved.path)  # torch takes seconds to import: a folder without a model is told before
+    from awq_engine.generate import has_chat_template
     from awq_engine.runtime import load_model
 
     try:

@@ -26,6 +26,8 @@ from awq_engine.runtime import LoadedModel
 
 PREFILL_CHUNK = 512
 """Tokens of the prompt read in one step: bounds memory and the time until a cancel is noticed."""
+NUCLEUS = 512
+"""Tokens looked at before a whole vocabulary is sorted, which takes longer than a GPU needs for a token."""
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer decodes the first bytes of an unfinished character to."""
 
@@ -252,7 +254,12 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
         raise AwqError("The model computed no numbers (NaN); its weights are damaged, or overflow in this dtype.")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities, tokens = torch.softmax(logits / sampling.temperature, dim=0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    probabilities[before >= sampling.top_p] = 0.0  # the likeliest token always stays
-    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
+    probabilities = torch.softmax(logits / sampling.temperature, dim=0)
+    if sampling.top_p == 1:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    likeliest, tokens = probabilities.topk(min(NUCLEUS, len(probabilities)))
+    if likeliest.sum() < sampling.top_p:
+        likeliest, tokens = probabilities.sort(descending=True)
+    before = likeliest.cumsum(0) - likeliest
+    likeliest[before >= sampling.top_p] = 0.0  # the likeliest token always stays
+    return int(tokens[torch.multinomial(likeliest, 1, generator=generator)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounded_checkpoint import demo_model, write_awq_folder
 
@@ -131,6 +131,7 @@ def test_without_a_template_the_text_is_continued(demo: LoadedModel, monkeypatch
     assert "".join(texts).startswith((" ", ",", ".")), "the space after the prompt belongs to the answer"
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_pieces_are_whole_characters_and_lose_nothing(text: str) -> None:
     """Any text, emoji and combining marks included, comes out as it went in, never with half a character."""
@@ -160,10 +161,23 @@ def test_sampling_stays_in_the_nucleus() -> None:
     assert sample(logits, Sampling(temperature=0), generator) == 1
 
 
-def test_sampling_follows_the_probabilities() -> None:
+def test_a_nucleus_wider_than_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens are looked at first; when they do not reach top_p, all are."""
+    logits, sampling = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.35, 0.05])), Sampling(temperature=1.0, top_p=0.9)
+    draws = []
+    for nucleus in (1, 5):
+        monkeypatch.setattr("awq_engine.generate.NUCLEUS", nucleus)
+        generator = torch.Generator().manual_seed(0)
+        draws.append([sample(logits, sampling, generator) for _ in range(200)])
+    assert draws[0] == draws[1]
+    assert set(draws[0]) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9999])
+def test_sampling_follows_the_probabilities(top_p: float) -> None:
     logits = torch.log(torch.tensor([0.1, 0.6, 0.3]))
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([sample(logits, Sampling(temperature=1.0, top_p=1.0), generator) for _ in range(3000)])
+    drawn = torch.tensor([sample(logits, Sampling(temperature=1.0, top_p=top_p), generator) for _ in range(3000)])
     assert torch.bincount(drawn).float().div(3000).tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.04)
 
 
@@ -173,8 +187,9 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"seed": -1}]
+    "given_settings",
+    [{"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"seed": -1}],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=next(iter(settings))):
-        Sampling(**settings)  # pyright: ignore[reportArgumentType]
+def test_settings_that_make_no_sense_are_refused(given_settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(given_settings))):
+        Sampling(**given_settings)  # pyright: ignore[reportArgumentType]
