@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
+HEADINGS = ("This screen", "Everywhere", "Moving")
 HIDDEN_ACTIONS = ("focus_next", "focus_previous", "copy_text", "help_quit")
 
 
@@ -38,7 +39,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def describe_keys(screen: Screen[Any]) -> Content:
-    """The screen's purpose, then its keys, those of the focused widget, and those that work everywhere."""
+    """The screen's purpose, then its keys, those that work everywhere, and those that move the cursor."""
     groups: dict[str, dict[str, list[str]]] = {}
     bindings: dict[str, ActiveBinding] = {}
     for active in screen.active_bindings.values():
@@ -51,16 +52,20 @@ def describe_keys(screen: Screen[Any]) -> Content:
         bindings.setdefault(binding.action, active)
     purpose = getattr(screen, "HELP", None)
     parts = [Content(f"{purpose.strip()}\n")] if isinstance(purpose, str) else []
-    for heading, actions in groups.items():
+    for heading in HEADINGS:
+        actions = groups.get(heading, {})
+        if not actions:
+            continue
         parts.append(Content.styled(f"\n{heading}\n", "bold $accent"))
         parts.extend(_line(keys, bindings[action]) for action, keys in actions.items())
     return Content("").join(parts)
 
 
 def _heading(active: ActiveBinding, screen: Screen[Any]) -> str:
-    if active.node is screen:
-        return "This screen"
-    return "Everywhere" if active.node is screen.app else "Here, where the cursor is"
+    """A widget's own keys count as the screen's where we gave them an id; the rest only moves the cursor."""
+    if active.node is screen.app:
+        return "Everywhere"
+    return "This screen" if active.node is screen or active.binding.id else "Moving"
 
 
 def _line(keys: list[str], active: ActiveBinding) -> Content:

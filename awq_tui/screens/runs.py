@@ -17,6 +17,7 @@ from awq_engine.format import preset_label, size
 from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line, plain
 from awq_tui.background import in_thread
+from awq_tui.ellipsis import shorten
 from awq_tui.run_book import RunSummary
 from awq_tui.run_words import bar
 from awq_tui.screens.confirm import ConfirmModal
@@ -128,11 +129,9 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
 
     def _cells(self, summary: RunSummary, now: float, model_width: int) -> list[Text]:
         colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
-        model = Text(one_line(summary.model_name))
-        model.truncate(model_width, overflow="ellipsis")
         return [
             Text(f"{GLYPHS[summary.status]} {summary.status}", colour),
-            model,
+            Text(shorten(one_line(summary.model_name), model_width)),
             Text(recipe(summary)),
             Text(bar(summary.state.fraction(), BAR, glyphs()), colour if summary.running else ""),
             Text(age(now - summary.file.created) if summary.file else "", "dim", justify="right"),

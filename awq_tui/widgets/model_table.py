@@ -12,6 +12,7 @@ from textual.widgets import DataTable
 from awq_engine.format import count, size
 from awq_engine.sanitize import one_line
 from awq_tui.catalog import Entry
+from awq_tui.ellipsis import shorten
 
 WIDTHS = {"where": 6, "arch": 7, "params": 6, "dtype": 11, "size": 7}
 MIN_NAME_WIDTH = 16
@@ -75,12 +76,10 @@ class ModelTable(DataTable[Text]):
 
     def _cells(self, entry: Entry) -> list[Text]:
         style = "dim" if entry.problem else ""
-        name = Text(one_line(entry.name), style)
-        if entry.downloads:
-            name.append(f"  ↓{count(entry.downloads).replace(' ', '')}", "dim")
-        name.truncate(self._name_width, overflow="ellipsis")
-        arch = Text(one_line(entry.arch), style)
-        arch.truncate(WIDTHS["arch"], overflow="ellipsis")
+        downloads = f" ↓{count(entry.downloads).replace(' ', '')}" if entry.downloads else ""
+        name = Text(shorten(one_line(entry.name), self._name_width - len(downloads)), style)
+        name.append(downloads, "dim")
+        arch = Text(shorten(one_line(entry.arch), WIDTHS["arch"]), style)
         params = Text(f"{count(entry.parameters):>{WIDTHS['params']}}", style)
         nbytes = Text(f"{size(entry.nbytes):>{WIDTHS['size']}}", style)
         return [Text(entry.where, style or "bold"), name, arch, params, Text(mark(entry), style), nbytes]

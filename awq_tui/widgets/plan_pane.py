@@ -10,45 +10,56 @@ from awq_engine.sanitize import one_line, plain
 from awq_tui.draft import Review
 from awq_tui.machine import Machine
 
+ONE_LINE_WIDTH = 70
+"""Cells from which the source of the time fits beside it."""
+
 
 class PlanPane(Static):
     """Drawn from one `Review`."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)
+        self._shown: tuple[Review, Machine | None] | None = None
 
     def show(self, review: Review, machine: Machine | None) -> None:
-        self.update(Content("\n").join([*_forecast(review, machine), *_verdict(review)]))
+        """The verdict first, because a low terminal shows only the first lines."""
+        self._shown = review, machine
+        self.on_resize()
+
+    def on_resize(self) -> None:
+        if self._shown is not None:
+            review, machine = self._shown
+            self.update(Content("\n").join([*_verdict(review), *_forecast(review, machine, self.size.width)]))
 
 
-def _forecast(review: Review, machine: Machine | None) -> list[Content]:
+def _forecast(review: Review, machine: Machine | None, width: int) -> list[Content]:
     forecast = review.forecast
+    output = [_figure("output", one_line(review.config.output))] if review.config else []
     if forecast is None:
         text = "Size, memory and time are known once the model is here; the run downloads it first."
-        return [Content.styled(text, "dim"), *_output(review)] if review.config else []
-    host = f" of {size(machine.host.total)}" if machine else ""
+        return [Content.styled(text, "dim"), *output] if review.config else []
+    source = one_line(forecast.speed.source)
     return [
         Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; all other tensors are kept"),
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
-        _figure("memory", f"about {size(forecast.peak_host_bytes)} at the peak{host}"),
-        _figure("time", f"about {duration(forecast.seconds)}"),
-        Content.styled(f"         {plain(forecast.speed.source)}", "dim"),
-        *_output(review),
+        _figure("memory", f"about {size(forecast.peak_host_bytes)}", f" at the peak, {_host(machine)}"),
+        _figure("time", f"about {duration(forecast.seconds)}", f", {source}" if width >= ONE_LINE_WIDTH else ""),
+        *([] if width >= ONE_LINE_WIDTH else [_figure("", "", source)]),
+        *output,
     ]
 
 
-def _output(review: Review) -> list[Content]:
-    return [_figure("output", one_line(review.config.output))] if review.config else []
+def _host(machine: Machine | None) -> str:
+    return f"{size(machine.host.free)} free now" if machine else "host unknown"
 
 
-def _figure(name: str, value: str) -> Content:
-    return Content.assemble((f"{name:<9}", "dim"), (value, "bold"))
+def _figure(name: str, value: str, note: str = "") -> Content:
+    return Content.assemble((f"{name:<9}", "dim"), (value, "bold"), (note, "dim"))
 
 
 def _verdict(review: Review) -> list[Content]:
-    lines = [Content.styled(f"⚠ {plain(warning)}", "$text-warning") for warning in review.warnings]
-    lines += [Content.styled(f"✗ {plain(problem)}", "$text-error") for problem in review.problems.values()]
+    lines = [Content.styled(f"✗ {plain(problem)}", "$text-error") for problem in review.problems.values()]
     if review.ready:
         lines.append(Content.styled("✓ Ready: ctrl+s starts it.", "$text-success bold"))
-    return lines
+    return [*lines, *(Content.styled(f"⚠ {plain(warning)}", "$text-warning") for warning in review.warnings)]
