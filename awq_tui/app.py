@@ -86,11 +86,13 @@ class AwqApp(App[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1,f2", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),
-        Binding("2,f3", "section('runs')", "Runs", id="section.runs", show=False, tooltip="Every run."),
-        Binding("3,f4", "section('inspect')", "Inspect", id="section.inspect", show=False,
+        Binding("1", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),
+        Binding("2", "section('runs')", "Runs", id="section.runs", show=False, tooltip="Every run."),
+        Binding("3", "section('inspect')", "Inspect", id="section.inspect", show=False,
                 tooltip="Per-layer statistics of a result."),
-        Binding("4,f5", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
+        Binding("4", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
+        Binding("f6", "next_section", "Next section", id="section.next", show=False,
+                tooltip="The sections in turn, also while typing."),
         Binding("escape", "back", "Back", id="app.back", show=False, tooltip="To the screen you came from."),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="app.help",
                 tooltip="What this screen is for, and its keys."),
@@ -218,6 +220,9 @@ class AwqApp(App[None]):
             self.run_worker(self._pop_to_base, group="navigation", exit_on_error=False)
         else:
             self.switch_mode(section)
+
+    def action_next_section(self) -> None:
+        self.action_section(SECTIONS[(SECTIONS.index(self.current_mode) + 1) % len(SECTIONS)])
 
     async def _pop_to_base(self) -> None:
         while len(self.screen_stack) > 1:

@@ -52,6 +52,15 @@ async def test_every_section_is_one_key_away_and_draws_at_every_size(size: tuple
             assert app.screen.query(Footer)
 
 
+async def test_f6_goes_round_the_sections_even_while_typing() -> None:
+    app = AwqApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await pilot.press("slash", "1")
+        for section in ("runs", "inspect", "chat", "models"):
+            await pilot.press("f6")
+            await until(pilot, lambda section=section: app.current_mode == section)
+
+
 async def test_inspect_without_results_says_where_they_come_from() -> None:
     app = AwqApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
