@@ -22,9 +22,9 @@ from awq_tui.widgets.glyphs import Glyphs
 
 
 class Tone(StrEnum):
-    """How a note is meant; the value is the CSS colour it is drawn in."""
+    """How a note is meant; the value is the style it is drawn in."""
 
-    INFO = "$text-muted"
+    INFO = "dim"
     GOOD = "$text-success"
     WARNING = "$text-warning"
     ERROR = "$text-error"

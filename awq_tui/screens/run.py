@@ -74,6 +74,7 @@ class RunScreen(SectionScreen):
         self._glyphs = glyphs()
         self._config = config_of(run)
         self._stop = threading.Event()
+        self._keys: tuple[bool | None, ...] = ()
 
     def body(self) -> ComposeResult:
         yield Static(id="run-head", markup=False)
@@ -110,7 +111,7 @@ class RunScreen(SectionScreen):
         self._show_layer()
         self._show_head()
         self._show_notes()
-        self.refresh_bindings()
+        self._refresh_keys()
 
     def on_resize(self) -> None:
         self._show_head()
@@ -142,7 +143,7 @@ class RunScreen(SectionScreen):
     def _choose_layer(self) -> None:
         self.following = False
         self._show_layer()
-        self.refresh_bindings()
+        self._refresh_keys()
 
     # keys
 
@@ -160,13 +161,20 @@ class RunScreen(SectionScreen):
         }
         return allowed.get(action, True)
 
+    def _refresh_keys(self) -> None:
+        """Drawing the footer is dear, so only when another key makes sense."""
+        keys = tuple(self.check_action(action, ()) for action in ("follow", "cancel", "resume", "inspect", "chat"))
+        if keys != self._keys:
+            self._keys = keys
+            self.refresh_bindings()
+
     def action_follow(self) -> None:
         self.following = True
         newest = newest_layer(self.snapshot.state) if self.snapshot else None
         if newest is not None:
             self.query_one(HeatMap).move_to(newest)
             self._show_layer()
-        self.refresh_bindings()
+        self._refresh_keys()
 
     def action_other_plot(self) -> None:
         self.query_one(LayerDetail).toggle_class("-curve", "-histogram")

@@ -1,0 +1,43 @@
+"""Where the person writes: enter sends, shift+enter or ctrl+j starts a new line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+
+class Prompt(TextArea):
+    """Grows from one line to eight."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "Send", id="prompt.send", show=False, priority=True, tooltip="Send the text."),
+        Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^j", id="prompt.new_line", priority=True,
+                tooltip="shift+enter works only in terminals that can tell it from enter; ctrl+j everywhere."),
+    ]  # fmt: skip
+    DEFAULT_CSS = """
+    Prompt { height: auto; max-height: 8; border: round $border-blurred; padding: 0 1; }
+    Prompt:focus { border: round $primary; }
+    """
+
+    class Submitted(Message):
+        """The person sent `text`; the prompt is left as it is."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+            super().__init__()
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(
+            id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, compact=False,
+            placeholder="Say something; enter sends",
+        )  # fmt: skip
+
+    def action_send(self) -> None:
+        if self.text.strip():
+            self.post_message(self.Submitted(self.text))
+
+    def action_new_line(self) -> None:
+        self.insert("\n")

@@ -1,0 +1,312 @@
+"""The chat screen over a worker without a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input, Markdown, TextArea
+from textual.widgets._markdown import MarkdownBlock
+
+from awq_tui.chat_client import ChatClient, Sampling
+from awq_tui.screens.chat import ChatScreen
+from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.screens.sampling import SamplingModal, read_sampling
+from awq_tui.widgets.chat_log import ChatLog
+from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
+from awq_tui.widgets.message import Answer
+from awq_tui.widgets.prompt import Prompt
+from tests.tui.hosting import SIZES, screen_text, staged, until
+
+FAKE = Path(__file__).with_name("fake_chat_worker.py")
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path))
+
+
+def chat_of(mode: str = "normal") -> ChatScreen:
+    return ChatScreen("/models/Tiny-AWQ", ChatClient("/models/Tiny-AWQ", [sys.executable, str(FAKE), mode]))
+
+
+def replies_of(screen: ChatScreen) -> list[str]:
+    return [message["content"] for message in screen.messages if message["role"] == "assistant"]
+
+
+async def ask(pilot, screen: ChatScreen, text: str) -> None:
+    """Write and send; wait for the complete reply."""
+    before = len(replies_of(screen))
+    screen.query_one(Prompt).text = text
+    await pilot.press("enter")
+    await until(pilot, lambda: len(replies_of(screen)) > before, f"a reply to {text!r}")
+    await until(pilot, lambda: "tok/s" in screen_text(pilot))
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_question_is_answered_with_figures(size: tuple[int, int]) -> None:
+    screen = chat_of()
+    async with staged(screen, size) as pilot:
+        await until(pilot, lambda: "4.2 bits" in screen_text(pilot))
+        assert "reference: this is a test" in screen_text(pilot)
+        assert screen.query_one(Prompt).has_focus
+        await pilot.press(*"say hi", "enter")
+        await until(pilot, lambda: replies_of(screen) == ["hi"])
+        await until(pilot, lambda: "31.5 tok/s" in screen_text(pilot))
+        assert "7 tokens · 31.5 tok/s · first 0.38 s · context 19/4096" in screen_text(pilot)
+        assert screen.query_one(Prompt).text == ""
+
+
+async def test_a_question_may_come_before_the_model_is_ready() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say early")
+        assert replies_of(screen) == ["early"]
+
+
+async def test_ctrl_j_starts_a_line_and_enter_sends() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await pilot.press("a", "ctrl+j", "b", "shift+enter", "c")
+        assert screen.query_one(Prompt).text == "a\nb\nc"
+        await pilot.press("enter")
+        await until(pilot, lambda: replies_of(screen) == ["a\nb\nc"])
+
+
+async def test_an_empty_prompt_sends_nothing() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await pilot.press("space", "enter")
+        await pilot.pause()
+        assert screen.messages == []
+
+
+async def test_escape_stops_a_reply_and_keeps_it() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        screen.query_one(Prompt).text = "count"
+        await pilot.press("enter")
+        await until(pilot, lambda: "0 1 2" in screen_text(pilot))
+        await pilot.press("escape")
+        await until(pilot, lambda: not screen.busy)
+        await until(pilot, lambda: "stopped" in screen_text(pilot))
+        assert replies_of(screen)[0].startswith("0 1 2")
+        assert pilot.app.screen is screen
+
+
+async def test_escape_leaves_only_after_a_question_when_there_is_something_to_lose() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say hi")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmModal))
+        await pilot.press("n")
+        await until(pilot, lambda: pilot.app.screen is screen)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmModal))
+        await pilot.press("y")
+        await until(pilot, lambda: not screen.is_attached)
+        await until(pilot, lambda: not screen._client.alive)
+
+
+async def test_again_replaces_the_last_reply() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say one")
+        await ask(pilot, screen, "roles")
+        assert replies_of(screen) == ["one", "user assistant user"]
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: not screen.busy and len(replies_of(screen)) == 2)
+        assert replies_of(screen) == ["one", "user assistant user"]
+        assert len(screen.query(Answer)) == 2
+
+
+async def test_new_forgets_the_conversation() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say one")
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not screen.query(Answer))
+        await ask(pilot, screen, "roles")
+        assert replies_of(screen) == ["user"]
+
+
+async def test_new_in_the_middle_of_a_reply_does_not_mix_the_two() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        screen.query_one(Prompt).text = "count"
+        await pilot.press("enter")
+        await until(pilot, lambda: "0 1 2" in screen_text(pilot))
+        await pilot.press("ctrl+n")
+        await ask(pilot, screen, "say fresh")
+        assert [message["content"] for message in screen.messages] == ["say fresh", "fresh"]
+
+
+async def test_settings_reach_the_worker() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await pilot.press("f2")
+        await until(pilot, lambda: isinstance(pilot.app.screen, SamplingModal))
+        modal = pilot.app.screen
+        modal.query_one("#system", TextArea).text = "Be brief."
+        modal.query_one("#temperature", Input).value = "hot"
+        await pilot.press("f2")
+        await until(pilot, lambda: "must be a number from 0 to 10, not 'hot'" in screen_text(pilot))
+        modal.query_one("#temperature", Input).value = "0"
+        modal.query_one("#seed", Input).value = "3"
+        await pilot.press("f2")
+        await until(pilot, lambda: pilot.app.screen is screen)
+        await ask(pilot, screen, "settings")
+        assert replies_of(screen) == ['{"temperature": 0.0, "top_p": 0.95, "max_tokens": 512, "seed": 3}']
+        await ask(pilot, screen, "roles")
+        assert replies_of(screen)[1] == "system user assistant user"
+
+
+async def test_a_failed_question_says_why_and_comes_back() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        screen.query_one(Prompt).text = "fail please"
+        await pilot.press("enter")
+        await until(pilot, lambda: "The conversation [/x] does not fit." in screen_text(pilot))
+        assert screen.query_one(Prompt).text == "fail please"
+        assert screen.messages == []
+        await ask(pilot, screen, "say better")
+        assert replies_of(screen) == ["better"]
+
+
+async def test_a_model_that_does_not_load_is_said_in_place() -> None:
+    screen = chat_of("broken")
+    async with staged(screen, (80, 24)) as pilot:
+        await until(pilot, lambda: "There is no model '/models/Tiny-AWQ'." in screen_text(pilot))
+        await pilot.press(*"hello", "enter")
+        await until(pilot, lambda: "not running" in screen_text(pilot))
+        assert screen.query_one(Prompt).text == "hello"
+
+
+async def test_a_crash_keeps_the_question_and_can_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = chat_of("crash")
+    async with staged(screen) as pilot:
+        screen.query_one(Prompt).text = "say hi"
+        await pilot.press("enter")
+        await until(pilot, lambda: "ended with exit code 7" in screen_text(pilot))
+        assert "the sky fell [/down]" in screen_text(pilot)
+        assert screen.query_one(Prompt).text == "say hi"
+        monkeypatch.setattr(
+            "awq_tui.screens.chat.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "normal"])
+        )
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: screen.ready is not None)
+        await pilot.press("enter")
+        await until(pilot, lambda: replies_of(screen) == ["hi"])
+
+
+async def test_a_model_without_a_template_is_announced() -> None:
+    screen = chat_of("plain")
+    async with staged(screen, (80, 24)) as pilot:
+        await until(pilot, lambda: "no chat template" in screen_text(pilot))
+
+
+async def test_replies_are_harmless() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say a [bold]b[/bold] [/x] \x1b[31mred \u202egnorw <b>c</b>")
+        await until(pilot, lambda: "<b>c</b>" in screen_text(pilot))
+        text = screen_text(pilot)
+        assert "[bold]b[/bold] [/x] ␛[31mred \ufffdgnorw" in text
+        assert "\x1b" not in text
+
+
+async def test_the_view_follows_until_the_person_scrolls_up() -> None:
+    screen = chat_of()
+    async with staged(screen, (80, 24)) as pilot:
+        await ask(pilot, screen, "say " + "\n\n".join(f"line {number}" for number in range(60)))
+        log = screen.query_one(ChatLog)
+        await until(pilot, lambda: log.max_scroll_y > 20 and log.scroll_y == log.max_scroll_y)
+        screen.query_one(Prompt).text = "count"
+        await pilot.press("enter")
+        await until(pilot, lambda: "0 1 2" in screen_text(pilot))
+        await pilot.press("pageup")
+        place, end = log.scroll_y, log.max_scroll_y
+        assert place < end
+        await until(pilot, lambda: log.max_scroll_y > end + 1)
+        assert (log.scroll_y, log.follows) == (place, False)
+        for _ in range(5):
+            await pilot.press("pagedown")
+        await until(pilot, lambda: log.follows and log.scroll_y == log.max_scroll_y)
+        end = log.max_scroll_y
+        await until(pilot, lambda: log.max_scroll_y > end and log.scroll_y == log.max_scroll_y)
+
+
+PROSE = """# Title
+
+Use <b>bold</b> and `vector<int>`, <think>a thought</think> and **strong** text.
+
+- one
+- two
+  - deep
+
+```python
+x = {"a": 1}
+```
+
+<div>block</div>
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+The end.
+"""
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 50])
+async def test_streamed_markdown_ends_as_if_it_came_in_one_piece(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from textual.app import App, ComposeResult
+
+    monkeypatch.setattr("awq_tui.widgets.markdown_feed.MIN_REST", 0.0)
+    monkeypatch.setattr("awq_tui.widgets.markdown_feed.REST_PER_COST", 0.0)
+
+    class Pair(App[None]):
+        def compose(self) -> ComposeResult:
+            yield Markdown(parser_factory=reply_parser, id="streamed")
+            yield Markdown(parser_factory=reply_parser, id="whole")
+
+    app = Pair()
+    async with app.run_test(size=(80, 60)) as pilot:
+        streamed, whole = app.query_one("#streamed", Markdown), app.query_one("#whole", Markdown)
+        feed = MarkdownFeed(streamed)
+        for start in range(0, len(PROSE), step):
+            feed.feed(PROSE[start : start + step])
+            if start % (5 * step) == 0:
+                await pilot.pause()
+        await feed.finish()
+        await whole.update(PROSE)
+        await pilot.pause()
+        assert feed.text == PROSE
+        assert shape(streamed) == shape(whole)
+        assert all(
+            words in "".join(shape(streamed)) for words in ("vector<int>", "<think>a thought", "<div>block", "end.")
+        )
+
+
+def shape(markdown: Markdown) -> list[str]:
+    """Every block with its text, in order."""
+    blocks = markdown.query(MarkdownBlock)
+    return [f"{type(block).__name__}: {block._content.plain}" for block in blocks]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("temperature", "-1", "temperature must be a number from 0 to 10"),
+        ("top_p", "0", "top-p must be a number from 0.01 to 1"),
+        ("max_tokens", "1.5", "max tokens must be a whole number"),
+        ("seed", "x", "seed must be a whole number"),
+    ],
+)
+def test_settings_that_cannot_be_used_name_what_could(field: str, value: str, sentence: str) -> None:
+    texts = {"temperature": "1", "top_p": "1", "max_tokens": "9", "seed": ""}
+    assert read_sampling(texts) == Sampling(1.0, 1.0, 9, None)
+    with pytest.raises(ValueError, match=sentence):
+        read_sampling({**texts, field: value})
