@@ -161,7 +161,7 @@ class _Recorder:
         return self._seen[0][0], kept
 
 
-class _StopPass(Exception):
+class _PassStoppedError(Exception):
     """Ends a pass early: what was wanted has been seen."""
 
 
@@ -171,13 +171,13 @@ def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | Non
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         seen.append(output)
-        raise _StopPass
+        raise _PassStoppedError
 
     with skeleton.loaded_block(0) as block:
         handle = block.register_forward_hook(look)
         try:
             skeleton.model.base_model(input_ids=ids.to(skeleton.device), use_cache=False)
-        except _StopPass:
+        except _PassStoppedError:
             pass
         finally:
             handle.remove()

@@ -1,4 +1,4 @@
-"""The model card of a quantized checkpoint; a pure function of plan and config, so that a resumed run writes the same."""
+"""The model card of a quantized checkpoint: a function of plan and config, so a resumed run writes the same."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Drift correction: let a linear make up for what the rounding before it did to its inputs.
 
-A linear deep in a quantized model reads inputs x' that differ from the original's x. Before it is rounded, its weight is
-moved to the ridge regression of the original outputs on the present inputs:
+A linear deep in a quantized model reads inputs x' that differ from the original's x. Before it is rounded, its weight
+is moved to the ridge regression of the original outputs on the present inputs:
 
     T = argmin_T  E|x' T^T - x W^T|^2  +  ridge * |(T - W') D^1/2|^2,     D = diag E[x' x'^T]
 
@@ -42,7 +42,7 @@ def correct_drift(
 def collect_cross_statistics(
     block: nn.Module, teacher: nn.Module, name: str, inputs: BlockInputs, original: BlockInputs, index: int
 ) -> torch.Tensor:
-    """E[x_present x_original^T] of what the linear `name` reads in `block` on `inputs` and in `teacher` on `original`."""
+    """E[x_present x_original^T] of what `name` reads in `block` on `inputs` and in `teacher` on `original`."""
     total: torch.Tensor | None = None
     n_tokens = 0
     pairs = zip(

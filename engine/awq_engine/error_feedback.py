@@ -1,8 +1,8 @@
 """Rounding with error feedback (GPTQ, arXiv:2210.17323): each column's rounding error is made good by the columns left.
 
-With H = E[x x^T] (damped) and U the upper Cholesky factor of H^-1, rounding column i to its grid leaves the error
-e = (w_i - q_i) / U_ii, and the columns after it move by -e U_i. Columns go in order of falling H_ii, the groups' grids are
-fixed beforehand, so the stored layout is the plain one (no g_idx).
+With H = E[x x^T] (damped) and U the upper Cholesky factor of H^-1, rounding column i to its grid leaves the error e =
+(w_i - q_i) / U_ii, and the columns after it move by -e U_i. Columns go in order of falling H_ii, the groups' grids
+are fixed beforehand, so the stored layout is the plain one (no g_idx).
 """
 
 from __future__ import annotations

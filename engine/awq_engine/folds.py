@@ -3,8 +3,9 @@
 AWQ multiplies the input columns of some linears (consumers) by a channel scale and divides whatever produces those
 channels by it. Which module is the producer differs between architectures, so nothing here knows any: a block is
 traced, linears are grouped by the very tensor they read, and every module that ran before with a fitting width is
-tried. A random scale on the consumers alone disturbs the block's output; a candidate that takes the disturbance away again is
-a fold. What cannot be taken away (a router that reads the same norm, a gate in between) is no fold, whatever its name.
+tried. A random scale on the consumers alone disturbs the block's output; a candidate that takes the disturbance away
+again is a fold. What cannot be taken away (a router that reads the same norm, a gate in between) is no fold, whatever
+its name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Per-layer statistics as rows: from a live run's state or from the `quantization_report.json` beside a checkpoint.
 
-One row type feeds `awq-tui inspect`, the inspect screen and the report file. Standard library only: the app imports this.
+One row type feeds `awq-tui inspect`, the inspect screen and the report file. Standard library only: the app imports
+this.
 """
 
 from __future__ import annotations

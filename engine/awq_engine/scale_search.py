@@ -5,8 +5,8 @@
     s     /= sqrt(max(s) * min(s))
     loss   = mean((Q(W * s) @ (x / s) - W @ x)**2),    alpha on a grid
 
-Both forms are tried, alpha reaches 1, and the identity is always a candidate (AutoAWQ tries only the duo form, which has
-no identity, and can be forced into a scale worse than none).
+Both forms are tried, alpha reaches 1, and the identity is always a candidate (AutoAWQ tries only the duo form, which
+has no identity, and can be forced into a scale worse than none).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Done means verified: the files just written are read back and must compute what the quantizer had in memory.
 
-The written checkpoint is run block by block, every tensor from the new files and the integers unpacked again, so a mistake
-in packing, naming, copying or sharding shows here and not in somebody's server.
+The written checkpoint is run block by block, every tensor from the new files and the integers unpacked again, so a
+mistake in packing, naming, copying or sharding shows here and not in somebody's server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def verify_output(folder: Path, ids: torch.Tensor, expected: torch.Tensor, devic
     limit = TOLERANCE * float(expected.abs().max())
     if not difference <= limit:
         raise VerificationError(
-            f"The checkpoint written to {folder} does not compute what was quantized: a logit differs by {difference:.3g} "
+            f"The checkpoint in {folder} does not compute what was quantized: a logit differs by {difference:.3g} "
             f"(allowed {limit:.3g}). It was not published; please report this."
         )
     return Verified(difference, ids.numel())

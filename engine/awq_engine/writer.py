@@ -1,8 +1,8 @@
 """The checkpoint on disk: finished blocks, then shards put together from byte ranges.
 
-A block's tensors are written once, when it is done. The final shards copy those bytes, and the bytes of every tensor that
-nothing touched, from file to file: no tensor is decoded, and what was not quantized stays what it was to the last bit. The
-output appears under its final name only when it is complete.
+A block's tensors are written once, when it is done. The final shards copy those bytes, and the bytes of every tensor
+that nothing touched, from file to file: no tensor is decoded, and what was not quantized stays what it was to the
+last bit. The output appears under its final name only when it is complete.
 """
 
 from __future__ import annotations
