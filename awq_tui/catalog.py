@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
-from awq_engine.errors import AwqError
+from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, read_checkpoint
+from awq_engine.errors import AwqError, BadInputError
 from awq_engine.hub_errors import hub_errors
 from awq_engine.report import REPORT_NAME
 from awq_tui.run_book import RunSummary
@@ -260,6 +260,31 @@ def search_hub(query: str) -> list[Entry]:
         return [_describe_hub(info) for info in itertools.islice(found, HUB_RESULTS)]
 
 
+def hub_checkpoint(entry: Entry) -> Checkpoint:
+    """A model on the Hub as its shards' headers describe it, without downloading a weight.
+
+    Raises `NetworkError` with a sentence: gated, unknown, offline; `BadInputError` when it has no safetensors weights.
+    """
+    with hub_errors(entry.model):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+        repo, _, revision = entry.model.partition("@")
+        try:
+            metadata = HfApi().get_safetensors_metadata(repo, revision=revision or None)
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            raise BadInputError(f"{entry.model} has no safetensors weights that can be read.") from error
+    tensors = {
+        name: TensorInfo(
+            name, tensor.dtype, tuple(tensor.shape), Path(file), tensor.data_offsets[0],
+            tensor.data_offsets[1] - tensor.data_offsets[0],
+        )
+        for file, shard in metadata.files_metadata.items()
+        for name, tensor in shard.tensors.items()
+    }  # fmt: skip
+    return Checkpoint(Path(entry.model), {"model_type": entry.arch or "unknown"}, tensors)
+
+
 def _describe_hub(info: ModelInfo) -> Entry:
     config = info.config if isinstance(info.config, dict) else {}
     stored = info.safetensors.parameters if info.safetensors else {}
@@ -284,6 +309,11 @@ def _describe_hub(info: ModelInfo) -> Entry:
 def _quantized_by_tag(tags: Iterable[str]) -> str:
     lowered = {tag.lower() for tag in tags}
     return next((tag for tag in HUB_QUANTIZED_TAGS if tag in lowered), "")
+
+
+def open_checkpoint(entry: Entry) -> Checkpoint:
+    """The headers of an entry's weights, wherever they are; raises `AwqError` or `OSError`."""
+    return read_checkpoint(entry.path) if entry.path is not None else hub_checkpoint(entry)
 
 
 def merge(*lists: Iterable[Entry]) -> list[Entry]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import Preset, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
-from awq_tui.catalog import Entry, facts
+from awq_tui.catalog import Entry, Where, facts, open_checkpoint
 
 PREFERRED_GROUP_SIZES = (128, 64, 32, -1)
 DEFAULT_SEQ_LEN = RunConfig.seq_len
@@ -28,11 +28,13 @@ class Details:
 
 
 def look_into(entry: Entry, speed: Speed | None) -> Details:
-    """Read the model's headers and forecast a run per preset; blocks, never raises our errors."""
-    if entry.path is None or entry.problem:
-        return Details(entry, problems=(entry.problem,) if entry.problem else ())
+    """Read the model's headers, on the Hub too, and forecast a run per preset; blocks, never raises our errors."""
+    if entry.problem:
+        return Details(entry, problems=(entry.problem,))
+    if entry.where is Where.HUB and entry.quantized:
+        return Details(entry)
     try:
-        checkpoint = read_checkpoint(entry.path)
+        checkpoint = open_checkpoint(entry)
     except (AwqError, OSError) as error:
         return Details(entry, problems=(str(error),))
     lines = tuple(facts(checkpoint))

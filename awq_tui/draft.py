@@ -175,7 +175,11 @@ def _output_problem(draft: Draft, checkpoint: Checkpoint | None) -> dict[str, st
     if not draft.output.strip():
         return {"output": "Name the folder that the result goes to."}
     try:
-        check_output(draft.output_path, checkpoint.path.resolve() if checkpoint else None, draft.overwrite)
+        check_output(
+            draft.output_path,
+            checkpoint.path.resolve() if checkpoint and checkpoint.path.is_dir() else None,
+            draft.overwrite,
+        )
     except (UsageError, OSError) as error:
         return {"output": in_form_words(str(error))}
     return {}

@@ -14,20 +14,21 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Button, Checkbox, Input, Label, Static
 
-from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Method, Preset, RunConfig
-from awq_engine.errors import AwqError
+from awq_engine.errors import AwqError, NetworkError
 from awq_engine.estimate import Speed, block_linears, fitting_group_sizes, measured_speed
 from awq_engine.models import describe_model
 from awq_engine.output import default_output
 from awq_engine.runs import Run, create_run
 from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
-from awq_tui.catalog import Entry
+from awq_tui.catalog import Entry, open_checkpoint
 from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
 from awq_tui.draft import Draft, Review, TextSource, command, review
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice
+from awq_tui.widgets.plain_input import PlainInput
 from awq_tui.widgets.plan_pane import PlanPane
 
 T = TypeVar("T")
@@ -92,11 +93,11 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         yield _row("Method", Choice([("AWQ", Method.AWQ), ("round to nearest", Method.RTN)], Method.AWQ, id="method"))
         sources = [("built in", TextSource.BUILTIN), ("file", TextSource.FILE), ("Hub data set", TextSource.HUB)]
         yield _row("Calibration", Choice(sources, TextSource.BUILTIN, id="text-source"))
-        yield _row("", Input(id="text", compact=True), id="text-row")
-        yield _row("Samples", Input(str(RunConfig.samples), id="samples", compact=True, max_length=6))
-        yield _row("Tokens each", Input(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
+        yield _row("", PlainInput(id="text", compact=True), id="text-row")
+        yield _row("Samples", PlainInput(str(RunConfig.samples), id="samples", compact=True, max_length=6))
+        yield _row("Tokens each", PlainInput(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
         yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
-        yield _row("Output", Input(id="output", compact=True))
+        yield _row("Output", PlainInput(id="output", compact=True))
         yield _row("", Checkbox("overwrite what is there", id="overwrite", compact=True), id="overwrite-row")
         yield _row("", Button("Start", id="start", variant="primary", compact=True))
 
@@ -108,8 +109,11 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
     async def _read_model(self) -> None:
         self._request_review()
         self._speed = await in_thread(measured_speed)
-        if self._entry.path is not None:
-            self._checkpoint = await in_thread(read_checkpoint, self._entry.path)
+        try:
+            self._checkpoint = await in_thread(open_checkpoint, self._entry)
+        except NetworkError as error:
+            self.notify(str(error), severity="warning")
+        else:
             self._start_with_what_fits(self._checkpoint)
         self._request_review()
 
@@ -166,7 +170,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
             symmetric=self._chosen("symmetric", bool),
             method=self._chosen("method", Method),
         )
-        output.value = self._suggested_output = f"./{folder.name}"
+        output.value = f"./{folder.name}"
+        self._suggested_output = output.value
 
     async def _update_review(self) -> None:
         await asyncio.sleep(SETTLE)

@@ -20,11 +20,12 @@ from awq_engine.sanitize import plain
 from awq_tui import catalog
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
-from awq_tui.details import look_into
+from awq_tui.details import Details, look_into
 from awq_tui.run_book import RunSummary
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.model_details import ModelDetails
 from awq_tui.widgets.model_table import ModelTable
+from awq_tui.widgets.plain_input import PlainInput
 
 DEBOUNCE = 0.3
 """Seconds without a keystroke before the Hub is asked."""
@@ -32,7 +33,7 @@ MIN_QUERY = 2
 """Characters before the Hub is asked."""
 
 
-class FindInput(Input):
+class FindInput(PlainInput):
     """Narrows the list while typing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -157,6 +158,9 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         self.run_worker(partial(self._look, self.table.current), group="details", exclusive=True, exit_on_error=False)
 
     async def _look(self, entry: Entry | None) -> None:
+        if entry and entry.where is Where.HUB:
+            self.query_one(ModelDetails).show(Details(entry))
+            await asyncio.sleep(DEBOUNCE)
         details = await in_thread(look_into, entry, self._speed) if entry else None
         self.query_one(ModelDetails).show(details)
 

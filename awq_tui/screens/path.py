@@ -18,6 +18,10 @@ from awq_engine.models import HubId, parse_model
 from awq_tui import catalog
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
+from awq_tui.widgets.plain_input import PlainInput
+
+EXPLANATION = """A model folder, a folder of model folders, or org/name on the Hub.
+Enter adds it, → completes a path."""
 
 
 class FolderSuggester(Suggester):
@@ -52,8 +56,8 @@ class PathModal(ModalScreen[list[Entry]]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="modal") as box:
             box.border_title = "Add models"
-            yield Static("A model folder, a folder of model folders, or org/name on the Hub:", markup=False)
-            yield Input(placeholder="~/models/...", suggester=FolderSuggester(), id="path", compact=True)
+            yield Static(EXPLANATION, markup=False)
+            yield PlainInput(placeholder="~/models/...", suggester=FolderSuggester(), id="path", compact=True)
             yield Static(id="path-problem", markup=False)
         yield Footer(show_command_palette=False)
 

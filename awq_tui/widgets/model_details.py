@@ -82,9 +82,8 @@ def _marks(entry: Entry) -> list[Content]:
     if entry.gated:
         page = f"huggingface.co/{plain(entry.model)}"
         lines.append(Content.styled(f"⊘ Gated: accept the licence at {page}, then `hf auth login`.", "$text-warning"))
-    if entry.where is Where.HUB and entry.parameters and not entry.quantized:
-        about = size(entry.parameters * 4.7 / 8)
-        lines.append(Content(f"{size(entry.nbytes)} to download; roughly {about} after W4 g128."))
+    if entry.where is Where.HUB and entry.nbytes:
+        lines.append(Content(f"{size(entry.nbytes)} to download first; a run does it by itself."))
     return lines
 
 

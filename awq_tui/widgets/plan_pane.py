@@ -8,10 +8,10 @@ from textual.widgets import Static
 from awq_engine.format import duration, size
 from awq_engine.sanitize import one_line, plain
 from awq_tui.draft import Review
+from awq_tui.ellipsis import shorten
 from awq_tui.machine import Machine
 
-ONE_LINE_WIDTH = 70
-"""Cells from which the source of the time fits beside it."""
+NAME_WIDTH = 9
 
 
 class PlanPane(Static):
@@ -34,28 +34,30 @@ class PlanPane(Static):
 
 def _forecast(review: Review, machine: Machine | None, width: int) -> list[Content]:
     forecast = review.forecast
-    output = [_figure("output", one_line(review.config.output))] if review.config else []
+    room = max(1, width - NAME_WIDTH)
+    output = [_figure("output", shorten(one_line(review.config.output), room))] if review.config else []
     if forecast is None:
         text = "Size, memory and time are known once the model is here; the run downloads it first."
         return [Content.styled(text, "dim"), *output] if review.config else []
-    source = one_line(forecast.speed.source)
+    time, source = f"about {duration(forecast.seconds)}", one_line(forecast.speed.source)
+    fits = len(time) + 2 + len(source) <= room
     return [
-        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; all other tensors are kept"),
+        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; the rest is kept as it is"),
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
-        _figure("memory", f"about {size(forecast.peak_host_bytes)}", f" at the peak, {_host(machine)}"),
-        _figure("time", f"about {duration(forecast.seconds)}", f", {source}" if width >= ONE_LINE_WIDTH else ""),
-        *([] if width >= ONE_LINE_WIDTH else [_figure("", "", source)]),
+        _figure("memory", f"about {size(forecast.peak_host_bytes)}", f", {_host(machine)}"),
+        _figure("time", time, f", {source}" if fits else ""),
+        *([] if fits else [_figure("", "", shorten(source, room))]),
         *output,
     ]
 
 
 def _host(machine: Machine | None) -> str:
-    return f"{size(machine.host.free)} free now" if machine else "host unknown"
+    return f"{size(machine.host.free)} are free" if machine else "host unknown"
 
 
 def _figure(name: str, value: str, note: str = "") -> Content:
-    return Content.assemble((f"{name:<9}", "dim"), (value, "bold"), (note, "dim"))
+    return Content.assemble((f"{name:<{NAME_WIDTH}}", "dim"), (value, "bold"), (note, "dim"))
 
 
 def _verdict(review: Review) -> list[Content]:

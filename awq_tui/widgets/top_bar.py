@@ -43,7 +43,6 @@ class TopBar(Horizontal):
     TopBar SectionTab:hover { background: $boost; }
     TopBar SectionTab.-active { background: $primary; color: $block-cursor-foreground; text-style: bold; }
     TopBar #machine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap; }
-    TopBar:ansi SectionTab.-active { text-style: reverse bold; }
     """
 
     def compose(self) -> ComposeResult:
@@ -53,15 +52,11 @@ class TopBar(Horizontal):
         yield Static(id="machine", markup=False)
 
     def on_mount(self) -> None:
-        mode = self._mode_of_screen()
         for tab in self.query(SectionTab):
-            tab.set_class(tab.section == mode, "-active")
+            tab.set_class(tab.section == self.app.current_mode, "-active")
         if isinstance(self.app, AwqApp):
             self.watch(self.app, "summaries", self._show_runs)
             self.watch(self.app, "machine", self._show_machine)
-
-    def _mode_of_screen(self) -> str:
-        return self.app.current_mode
 
     def _show_runs(self, summaries: tuple[RunSummary, ...]) -> None:
         self.query_one("#tab-runs", SectionTab).show_running(sum(summary.running for summary in summaries))

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
 from awq_engine.checkpoint import read_checkpoint
+from awq_engine.config import Preset
 from awq_engine.errors import NetworkError
 from awq_engine.report import REPORT_NAME
 from awq_tui import catalog
 from awq_tui.catalog import Entry, Where
+from awq_tui.details import look_into
 from awq_tui.run_book import RunBook
 from tests.engine.safetensors_files import llama_shapes, model_folder, safetensors
 from tests.tui.recorded_run import recorded_run
@@ -195,6 +199,33 @@ def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: list[str]) -> 
 def test_offline_is_a_network_error_with_a_sentence() -> None:
     with pytest.raises(NetworkError, match="HF_HUB_OFFLINE"):
         catalog.search_hub("llama")
+
+
+def test_a_model_on_the_hub_is_described_by_its_headers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {
+        "model.layers.0.mlp.up_proj.weight": TensorInfo("BF16", [256, 128], (0, 65536)),
+        "model.norm.weight": TensorInfo("BF16", [128], (65536, 65792)),
+    }
+    shard = SafetensorsFileMetadata({}, tensors)
+    found = SafetensorsRepoMetadata(None, False, {}, {"model.safetensors": shard})
+    asked: list[tuple[str, str | None]] = []
+
+    def metadata(api: HfApi, repo: str, *, revision: str | None = None) -> SafetensorsRepoMetadata:
+        asked.append((repo, revision))
+        return found
+
+    monkeypatch.setattr(HfApi, "get_safetensors_metadata", metadata)
+    checkpoint = catalog.open_checkpoint(Entry(Where.HUB, "org/m", "org/m@v1", arch="llama"))
+    assert asked == [("org/m", "v1")]
+    assert (checkpoint.nbytes, checkpoint.parameters, checkpoint.model_type) == (65792, 32896, "llama")
+    details = look_into(Entry(Where.HUB, "org/m", "org/m"), None)
+    assert [preset for preset, _ in details.forecasts] == list(Preset)
+    assert details.group_size == 128
+
+
+def test_a_hub_model_that_cannot_be_read_says_why() -> None:
+    (problem,) = look_into(Entry(Where.HUB, "org/m", "org/m"), None).problems
+    assert "HF_HUB_OFFLINE" in problem
 
 
 def test_a_scan_stops_at_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

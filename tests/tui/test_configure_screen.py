@@ -55,7 +55,7 @@ async def test_the_plan_is_there_at_once(entry: Entry, size: tuple[int, int]) ->
     async with configuring(entry, size) as pilot:
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         text = screen_text(pilot)
-        for words in ("14 linears in 2 blocks", "bits each", "at the peak", "Group size", "tiny-AWQ-W4-G128"):
+        for words in ("14 linears in 2 blocks", "bits each", "are free", "Group size", "tiny-AWQ-W4-G128"):
             assert words in text
 
 
