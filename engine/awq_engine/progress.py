@@ -25,16 +25,16 @@ POLL = 0.1
 def follow(run: Run, engine: Popen[bytes] | None = None) -> Iterator[e.Record | None]:
     """Every record of the run's journal, and None at every look that found nothing, until no engine works on it.
 
-    The lock is looked at before the journal, so what a dead engine still wrote is not missed. `engine` is polled to
-    spare a zombie.
+    The lock is looked at before the journal, so what a dead engine still wrote is not missed. `engine` is
+    waited for at the end, to spare a zombie.
     """
     reader = run.reader()
     while True:
         running = run.is_locked()
         yield from reader.read()
-        if engine is not None:
-            engine.poll()
         if not running:
+            if engine is not None:
+                engine.wait()
             return
         yield None
         time.sleep(POLL)

@@ -152,5 +152,7 @@ def test_disk_that_is_too_small_is_a_resource_error(tmp_path: Path, monkeypatch:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1_000_000))
     check_disk(tmp_path / "not" / "yet", 1_000_000, "this")
-    with pytest.raises(ResourceError, match=r"disk space for this: it needs 2\.0 MB .* where 1\.0 MB are free"):
+    with pytest.raises(
+        ResourceError, match=r"Not enough disk space for this: it needs 2\.0 MB .* where 1\.0 MB are free"
+    ):
         check_disk(tmp_path / "not" / "yet", 2_000_000, "this")
