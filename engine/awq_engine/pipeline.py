@@ -55,6 +55,7 @@ PROGRESS_SECONDS = 0.2
 """Progress is reported at most this often."""
 
 
+@torch.no_grad()
 def execute(run: Run, emit: EventSink) -> None:
     """Do, or finish, the run. Raises the errors of `errors.py`; everything else is our bug."""
     config = run.config()
