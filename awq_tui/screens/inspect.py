@@ -23,7 +23,7 @@ from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, read_
 from awq_engine.runs import Run, write_atomically
 from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
-from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, filter_rows, to_csv, to_json
+from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, Order, filter_rows, to_csv, to_json
 from awq_tui.run_client import RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import title_line
 from awq_tui.screens.section import SectionScreen
@@ -78,7 +78,7 @@ class InspectScreen(SectionScreen):
             yield Static(self._title, id="inspect-title", markup=False)
             yield Static("", id="inspect-mode", markup=False)
             yield Input(placeholder="/ 11, down, outlier", id="inspect-filter", compact=True)
-        yield LayerTable(id="inspect-table")
+        yield LayerTable(Order("loss_ratio"), id="inspect-table")
         with Vertical(id="inspect-detail", classes="pane"):
             yield LayerDetail()
             yield ErrorBars()
@@ -138,8 +138,16 @@ class InspectScreen(SectionScreen):
             table.show(summarize_roles(rows), ROLE_COLUMNS, self._style, lambda row, column: "")
         else:
             table.show(rows, LAYER_COLUMNS, self._style, self._mark)
-        found = f"{len(rows)} of {len(self.rows)} layers"
-        self.query_one("#inspect-mode", Static).update(f"{'by type' if self.by_type else 'all'}, {found}")
+        self._show_mode()
+
+    @on(LayerTable.Sorted)
+    def _show_mode(self) -> None:
+        """How many of how many, and by what they are sorted."""
+        table = self.query_one(LayerTable)
+        shown, total = len(self._filtered()), len(self.rows or [])
+        found = f"{shown} of {total} layers" if shown != total else f"{total} layers"
+        order = f", by {table.order_heading}" if table.order_heading else ""
+        self.query_one("#inspect-mode", Static).update(f"{'types of ' if self.by_type else ''}{found}{order}")
 
     def _filtered(self) -> list[LayerRow]:
         return filter_rows(self.rows or [], self.query_one(Input).value, self._marked)

@@ -55,7 +55,8 @@ class AlphaCurve(Plot):
     def draw(self, width: int, height: int) -> list[Row]:
         if self._curve is None:
             return centred_notice(width, height, "no search for this layer")
-        title: Row = [("loss, log ", "plot--axis"), (best_label(self._curve, self._glyphs), "plot--best")]
+        best, axis = best_label(self._curve, self._glyphs), "  loss, log axis"
+        title: Row = [(best[:width], "plot--best"), (axis if len(best) + len(axis) <= width else "", "plot--axis")]
         plot_width, plot_height = width - LABEL_WIDTH - 1, height - 2
         if plot_width < 8 or plot_height < 2:
             return [title]

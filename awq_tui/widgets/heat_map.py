@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -42,7 +43,11 @@ class Grid:
     def of(cls, layers: Mapping[LayerKey, LayerState]) -> Grid:
         return cls(tuple(sorted({block for block, _ in layers})), tuple(dict.fromkeys(name for _, name in layers)))
 
-    @property
+    @cached_property
+    def widest_heading(self) -> int:
+        return max((len(fmt.short_role(name)) for name in self.names), default=0)
+
+    @cached_property
     def gutter(self) -> int:
         """Cells of the block numbers on the left."""
         return len(str(max(self.blocks, default=0))) + 1
@@ -133,13 +138,14 @@ class HeatMap(ScrollView, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         row = event.y - 1 + round(self.scroll_y)
         column = (event.x + round(self.scroll_x) - self._grid.gutter) // self.column_width
-        if event.y > 0 and 0 <= row < len(self._grid.blocks) and 0 <= column < len(self._grid.names):
+        on_cell = event.y > 0 and event.x >= self._grid.gutter
+        if on_cell and row < len(self._grid.blocks) and column < len(self._grid.names):
             self._go(row, column, 1)
 
     @property
     def column_width(self) -> int:
         """Wide enough for the headings where there is room, and never below a cell in brackets."""
-        headings = max((len(fmt.short_role(name)) for name in self._grid.names), default=0) + 1
+        headings = self._grid.widest_heading + 1
         room = (self.scrollable_content_region.width - self._grid.gutter) // max(1, len(self._grid.names))
         return max(MIN_COLUMN, min(room, headings, MAX_COLUMN))
 
@@ -148,24 +154,33 @@ class HeatMap(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         row = y - 1 + round(self.scroll_y)
-        width, left = self.size.width, round(self.scroll_x)
         if y == 0:
-            segments = self._heading()
+            gutter, cells = self._heading()
         elif 0 <= row < len(self._grid.blocks):
-            segments = self._block_line(self._grid.blocks[row])
+            gutter, cells = self._block_line(self._grid.blocks[row])
         else:
-            segments = []
-        return Strip(segments).crop(left, left + width).adjust_cell_length(width, self.rich_style)
+            return Strip.blank(self.size.width, self.rich_style)
+        skipped = round(self.scroll_x) - self._visible.start * self.column_width
+        room = self.size.width - self._grid.gutter
+        line = Strip([gutter, *Strip(cells).crop(skipped, skipped + room)])
+        return line.adjust_cell_length(self.size.width, self.rich_style)
 
-    def _heading(self) -> list[Segment]:
-        width = self.column_width
-        labels = [fmt.short_role(name)[: width - 1].center(width) for name in self._grid.names]
-        return [Segment(" " * self._grid.gutter + "".join(labels), self.get_component_rich_style("heat--head"))]
+    @property
+    def _visible(self) -> range:
+        """The columns in view: a block of a mixture of experts has hundreds of linears."""
+        width, left = self.column_width, round(self.scroll_x)
+        return range(left // width, min(len(self._grid.names), (left + self.size.width) // width + 1))
 
-    def _block_line(self, block: int) -> list[Segment]:
+    def _heading(self) -> tuple[Segment, list[Segment]]:
+        width, style = self.column_width, self.get_component_rich_style("heat--head")
+        names = [self._grid.names[index] for index in self._visible]
+        labels = [Segment(fmt.short_role(name)[: width - 1].center(width), style) for name in names]
+        return Segment(" " * self._grid.gutter, style), labels
+
+    def _block_line(self, block: int) -> tuple[Segment, list[Segment]]:
         style = self.get_component_rich_style("heat--now" if block == self._current else "heat--head")
-        cells = [self._cell((block, name)) for name in self._grid.names]
-        return [Segment(f"{block:>{self._grid.gutter - 1}} ", style), *cells]
+        cells = [self._cell((block, self._grid.names[index])) for index in self._visible]
+        return Segment(f"{block:>{self._grid.gutter - 1}} ", style), cells
 
     def _cell(self, key: LayerKey) -> Segment:
         mark, name = self._mark(key)

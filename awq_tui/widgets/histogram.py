@@ -17,6 +17,8 @@ from awq_tui.widgets.plot import Plot, Row, centred_notice, place_labels
 
 NICE_VALUES = (1.0, 3.0)
 """Axis labels are these times powers of ten."""
+END_LABEL = 6
+"""Cells at both ends of the axis that belong to the labels of its ends."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def axis_rows(bins: Bins, width: int, chars: Glyphs) -> tuple[str, str]:
     def column(value: float) -> int:
         return min(width - 1, int((math.log10(value) - bins.low) / span * width))
 
+    ends = {0: fmt.number(10**bins.low), width - 1: fmt.number(10**bins.high)}
     powers = range(math.floor(bins.low) - 1, math.ceil(bins.high) + 1)
     values = [nice * 10.0**power for power in powers for nice in NICE_VALUES]
-    marks = {column(value): f"{value:g}" for value in values if bins.low <= math.log10(value) <= bins.high}
-    marks = marks or {0: fmt.number(10**bins.low), width - 1: fmt.number(10**bins.high)}
+    inside = {column(value): f"{value:g}" for value in values if bins.low <= math.log10(value) <= bins.high}
+    marks = ends | {at: text for at, text in inside.items() if END_LABEL < at < width - 1 - END_LABEL}
     line = "".join(chars.tick if index in marks else chars.axis for index in range(width))
     return line, place_labels(width, list(marks.items()))

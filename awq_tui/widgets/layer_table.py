@@ -36,10 +36,10 @@ class LayerTable(DataTable[Text]):
     class Sorted(Message):
         """The order changed."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, order: Order, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, cursor_type="row", zebra_stripes=True)
         self._glyphs = glyphs()
-        self.order = Order()
+        self.order = order
         self.shown: list[Any] = []
         """The rows in the order they are drawn."""
         self._rows: Sequence[Any] = ()
@@ -73,6 +73,11 @@ class LayerTable(DataTable[Text]):
     def chosen(self) -> Any | None:
         """The row under the cursor."""
         return self.shown[self.cursor_row] if 0 <= self.cursor_row < len(self.shown) else None
+
+    @property
+    def order_heading(self) -> str:
+        """The heading of the column that rules the order; empty for the model's own order."""
+        return next((self._heading(column) for column in self._columns if column.key == self.order.key), "")
 
     def _sort(self, order: Order) -> None:
         self.order = order

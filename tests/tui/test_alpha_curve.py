@@ -22,7 +22,7 @@ def drawn(points: list[list[float]], width: int, height: int, ascii_only: bool =
 
 def test_a_small_pane_says_and_marks_the_best() -> None:
     rows = drawn(POINTS, 38, 6)
-    assert rows[0] == "loss, log best α 0.50, 0.33x unscaled"
+    assert rows[0] == "best α 0.50, 0.33x unscaled"
     assert rows[1].startswith(" 3.0e-4│•")
     assert rows[4].startswith(" 1.0e-4│")
     assert rows[4].count("◆") == 1

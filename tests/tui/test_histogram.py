@@ -26,7 +26,7 @@ def test_a_small_pane_is_readable() -> None:
     assert rows[0] == "channel scales (log10), 86 channels"
     assert rows[1].index("█") == int(4.5 / 16 * 38)
     assert rows[3].endswith("▁")
-    assert rows[5].split() == ["0.1", "0.3", "1", "3", "10"]
+    assert rows[5].split() == ["0.10", "0.3", "1", "3", "10.0"]
     assert all(len(row) <= 38 for row in rows)
 
 
