@@ -12,6 +12,9 @@ from textual.worker import Worker, WorkerState
 from awq_tui.app import AwqApp
 from awq_tui.widgets.top_bar import TopBar
 
+FLAT_HEIGHT = 20
+"""Rows below which a screen has the class `-flat`, beside the app's `-low`."""
+
 
 class SectionScreen(Screen[None]):
     """Subclasses say in `HELP` what they are for and compose their `body`."""
@@ -26,6 +29,9 @@ class SectionScreen(Screen[None]):
     def body(self) -> ComposeResult:
         """Everything between the bar and the footer."""
         yield from ()
+
+    def on_resize(self) -> None:
+        self.set_class(self.app.size.height < FLAT_HEIGHT, "-flat")
 
     @property
     def awq(self) -> AwqApp:

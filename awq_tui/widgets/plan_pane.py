@@ -42,7 +42,7 @@ def _forecast(review: Review, machine: Machine | None, width: int) -> list[Conte
     time, source = f"about {duration(forecast.seconds)}", one_line(forecast.speed.source)
     fits = len(time) + 2 + len(source) <= room
     return [
-        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; the rest is kept as it is"),
+        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; the rest is kept"),
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
         _figure("memory", f"about {size(forecast.peak_host_bytes)}", f", {_host(machine)}"),

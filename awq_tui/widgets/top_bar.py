@@ -41,8 +41,9 @@ class TopBar(Horizontal):
     TopBar #brand { width: auto; padding: 0 1; text-style: bold; color: $accent; }
     TopBar SectionTab { width: auto; padding: 0 1; }
     TopBar SectionTab:hover { background: $boost; }
-    TopBar SectionTab.-active { background: $primary; color: $block-cursor-foreground; text-style: bold; }
-    TopBar #machine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap; }
+    TopBar SectionTab.-active { background: $primary; color: $text; text-style: bold; }
+    TopBar #machine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap;
+                     text-overflow: ellipsis; }
     """
 
     def compose(self) -> ComposeResult:
