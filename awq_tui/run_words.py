@@ -65,10 +65,11 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
     return str(state.phase)
 
 
-def times_line(state: RunState, now: float) -> str:
-    """`3:12 gone  4:51 left  peak 1.2 GB host`."""
-    parts = [f"{fmt.duration(state.elapsed(now))} gone"]
-    if (left := state.eta(now)) is not None:
+def times_line(snapshot: Snapshot, now: float) -> str:
+    """`3:12 gone  4:51 left  peak 1.2 GB host`; the clock of a run without an engine stands still."""
+    state, running = snapshot.state, snapshot.status is RunStatus.RUNNING
+    parts = [f"{fmt.duration(state.elapsed(now if running else state.updated or now))} gone"]
+    if running and (left := state.eta(now)) is not None:
         parts.append(f"{fmt.duration(left)} left")
     return "  ".join([*parts, *_memory(state)])
 
@@ -92,7 +93,7 @@ def _outcome(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> Ite
             difference = fmt.loss(state.verified.max_logit_difference)
             yield Note(
                 Tone.GOOD,
-                f"{chars.done} read back from disk and compared: logits differ by at most {difference} "
+                f"{chars.done} read back and compared: logits differ by at most {difference} "
                 f"over {state.verified.tokens} tokens",
             )
         yield Note(Tone.INFO, f"in {one_line(str(state.result.get('output', '')))}")

@@ -119,9 +119,9 @@ class RunScreen(SectionScreen):
     def _show_head(self) -> None:
         if self.snapshot is None:
             return
-        state, now = self.snapshot.state, time.time()
+        state = self.snapshot.state
         title = title_line(self._config, self.run.id, self._glyphs)
-        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(state, now)
+        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, time.time())
         room = self.size.width - len(clock) - len(phase) - 12
         progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
         head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")

@@ -120,11 +120,15 @@ class HeatMap(ScrollView, can_focus=True):
         if key not in self._layers or key == self.cursor:
             return
         self.cursor = key
-        row, column = self._position(key)
-        width = self.column_width
-        cell = Region(self._grid.gutter + column * width, row + 1, width, 1)
-        self.scroll_to_region(cell, animate=False, force=True)
+        self.call_after_refresh(self._reveal)
         self.refresh()
+
+    def _reveal(self) -> None:
+        """Scroll to the cursor once the sizes are known; heading and block numbers cover a line and a column."""
+        if self.cursor in self._layers:
+            row, column = self._position(self.cursor)
+            cell = Region(column * self.column_width, row, self._grid.gutter + self.column_width, 2)
+            self.scroll_to_region(cell, animate=False, force=True)
 
     def action_move(self, rows: int, columns: int) -> None:
         """Move the cursor; cells that no linear fills are jumped over."""
@@ -151,6 +155,7 @@ class HeatMap(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         self._measure()
+        self.call_after_refresh(self._reveal)
 
     def render_line(self, y: int) -> Strip:
         row = y - 1 + round(self.scroll_y)

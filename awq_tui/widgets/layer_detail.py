@@ -146,4 +146,4 @@ def fit_parts(parts: Sequence[str], width: int, gap: str = "  ") -> list[str]:
 
 
 def _title(block: int, name: str, out_features: int, in_features: int) -> str:
-    return f"block {block} {glyphs().dot} {one_line(name)}  {out_features} x {in_features}"
+    return f"block {block} {glyphs().dot} {one_line(name)}  {out_features}x{in_features}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from awq_engine import events as e
+from awq_engine import format as fmt
 from awq_engine.runs import Run, RunStatus
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
@@ -140,6 +141,8 @@ async def test_a_dead_engine_is_noticed_and_can_be_resumed(tmp_path: Path, monke
     async with staged(screen) as pilot:
         await until(pilot, lambda: "ended without a word" in screen_text(pilot))
         assert "2 finished blocks are kept" in screen_text(pilot)
+        assert f" {fmt.duration(len(run.records()) - 1)} gone" in screen_text(pilot), "the clock stands still"
+        assert " left" not in screen_text(pilot)
         pilot.app._engines = []  # type: ignore[attr-defined]
         await pilot.press("r")
         assert started == [run]
@@ -176,7 +179,7 @@ async def test_the_run_ends_while_it_is_watched(tmp_path: Path) -> None:
         await until(pilot, lambda: screen.snapshot is not None and screen.snapshot.status is RunStatus.RUNNING)
         append(run, [*block(1), *ending(Path(run.config().output))])
         os.close(lock)
-        await until(pilot, lambda: "read back from disk" in screen_text(pilot))
+        await until(pilot, lambda: "read back and compared" in screen_text(pilot))
 
 
 async def test_an_unreadable_request_does_not_hide_the_run(tmp_path: Path) -> None:
@@ -200,6 +203,23 @@ async def test_the_heat_map_has_a_character_for_every_state(live: Run) -> None:
         assert set(rows[3].split()[1:]) == {"·"}
         heat._glyphs = ASCII
         assert all("".join(segment.text for segment in heat.render_line(y)).isascii() for y in range(5))
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_cursor_is_always_in_view(tmp_path: Path, size: tuple[int, int]) -> None:
+    screen = RunScreen(recorded_run(tmp_path, n_blocks=40))
+    async with staged(screen, size) as pilot:
+        heat = screen.query_one(HeatMap)
+        await until(pilot, lambda: heat.cursor == (39, "mlp.down_proj") and "]" in screen_text(pilot))
+        for key, block in (("home", 0), ("down", 1), ("pagedown", 11), ("pagedown", 21), ("pageup", 11), ("end", 39)):
+            await pilot.press(key)
+            await until(pilot, lambda block=block: marked_block(heat) == block, f"{block} after {key}")
+
+
+def marked_block(heat: HeatMap) -> int | None:
+    """The block whose drawn line holds the brackets."""
+    lines = ["".join(segment.text for segment in heat.render_line(y)) for y in range(1, heat.size.height)]
+    return next((int(line.split()[0]) for line in lines if "[" in line), None)
 
 
 async def test_a_click_chooses_a_layer(tmp_path: Path) -> None:
