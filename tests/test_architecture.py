@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,18 @@ def test_lower_packages_never_load_what_is_above(package: object, forbidden: set
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert not set(done.stdout.split()) & forbidden
+
+
+def test_every_module_is_on_the_map() -> None:
+    """ARCHITECTURE.md names every module, and no module that is gone."""
+    named = set(re.findall(r"`([a-z_0-9/]+)`", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
+    packages = (ROOT / "awq_tui", ROOT / "engine/awq_engine", ROOT / "kernels/awq_kernels")
+    modules = {
+        file.relative_to(package).with_suffix("").as_posix()
+        for package in packages
+        for file in package.rglob("*.py")
+        if not file.stem.startswith("__")
+    }
+
+    assert modules - named == set()
+    assert named - modules == set()
