@@ -195,17 +195,17 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
     # keys
 
     def action_find(self) -> None:
-        self.query_one("#find", Input).focus()
+        self.set_focus(self.query_one("#find", Input))  # at once: the next key may be there already
 
     def action_list(self) -> None:
-        self.table.focus()
+        self.set_focus(self.table)
 
     def action_clear_find(self) -> None:
         find = self.query_one("#find", Input)
         if find.value:
             find.value = ""
         else:
-            self.table.focus()
+            self.set_focus(self.table)
 
     def action_add(self) -> None:
         from awq_tui.screens.path import PathModal
