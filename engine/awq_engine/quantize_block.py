@@ -249,6 +249,7 @@ def _apply_fold(job: BlockJob, bench: _Bench, fold: Fold, channel_scale: torch.T
             tensor.copy_(old)
         reason = f"the fold changed the block's output by {error:.1e} and was undone"
         job.emit(e.FoldTested(job.index, fold.producer, list(fold.consumers), False, error, reason))
+        job.emit(e.Warned(f"block {job.index} {fold.producer}: {reason}"))
         return False
     for name in fold.consumers:
         columns = fold.expand(effective)

@@ -189,7 +189,9 @@ def _(event: e.BlockStarted, state: RunState, time: float) -> RunState:
 
 @_apply.register
 def _(event: e.FoldTested, state: RunState, time: float) -> RunState:
-    return replace(state, folds=(*state.folds, event)) if event.accepted else state
+    """A later refusal takes back an earlier proof: the fold was undone."""
+    others = tuple(fold for fold in state.folds if (fold.block, fold.consumers) != (event.block, event.consumers))
+    return replace(state, folds=(*others, event) if event.accepted else others)
 
 
 @_apply.register

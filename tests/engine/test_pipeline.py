@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
+from awq_engine import quantize_block
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError
 from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
+from awq_engine.quantize import QParams, QuantSpec, choose_qparams, group_ranges, round_to_nearest
 from awq_engine.report import read_report, rows_of_report
 from awq_engine.runs import Run, RunStatus, create_run
 from awq_engine.state import replay
 from awq_engine.unpacked import read_packed_weight
 
+SPEC = QuantSpec(4, 32, False)
 TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 KILLABLE = [
     kind
@@ -106,8 +110,6 @@ def raw_bytes(checkpoint, name: str) -> bytes:
 def test_rtn_is_plain_rounding(make_run: Callable[..., Run], model: Path):
     """`--method rtn` rounds the original weights to nearest, and folds nothing."""
     from safetensors.torch import load_file
-
-    from awq_engine.quantize import QuantSpec, round_to_nearest
 
     run = make_run(method=Method.RTN)
     events = finish(run)
@@ -248,8 +250,6 @@ def test_several_shards(make_run: Callable[..., Run], model: Path, monkeypatch: 
 
 def test_not_a_number_in_a_weight(make_run: Callable[..., Run], tmp_path: Path):
     """A damaged weight is named before anything is computed with it."""
-    from safetensors.torch import load_file, save_file
-
     model = write_tiny_model(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
@@ -277,3 +277,59 @@ def test_unstorable_linears_are_skipped_and_listed(make_run: Callable[..., Run],
 
     assert "model.layers.0.mlp.up_proj.weight" in written.tensors
     assert "model.layers.0.mlp.up_proj" in (written.quantization or {})["modules_to_not_convert"]
+
+
+def test_fold_that_changes_the_function_is_undone(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch):
+    """The invariance check after a fold catches what probing missed; the fold is undone, said, and the run verifies."""
+    divide = quantize_block.divide_producer
+
+    def wrong_for_norms(block, fold, channel_scale, dtype=None):
+        effective = divide(block, fold, channel_scale, dtype)
+        return effective * 1.01 if "norm" in fold.producer else effective
+
+    monkeypatch.setattr(quantize_block, "divide_producer", wrong_for_norms)
+    run = make_run()
+    finish(run)
+    state = replay(run.records())
+
+    assert {fold.producer for fold in state.folds} == {"self_attn.v_proj", "mlp.up_proj"}
+    assert any("undone" in warning and "input_layernorm" in warning for warning in state.warnings)
+    assert state.layers[0, "self_attn.q_proj"].quantized.alpha is None
+
+
+def test_block_worse_than_rounding_falls_back(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch):
+    """When the searches make a block worse, it is written with plain rounding of the original weights, and said so."""
+
+    def far_too_much(weight: torch.Tensor, *_: object) -> tuple[QParams, float]:
+        low, high = group_ranges(weight, SPEC)
+        return choose_qparams(low * 0.2, high * 0.2, SPEC), 1.0
+
+    monkeypatch.setattr(quantize_block, "choose_clip", far_too_much)
+    run = make_run()
+    finish(run)
+    state = replay(run.records())
+    name = "model.layers.1.mlp.down_proj"
+    source = load_file(Path(run.config().model) / "model.safetensors")[f"{name}.weight"]
+
+    assert [item.block for item in state.fallbacks] == [0, 1]
+    assert state.layers[0, "mlp.up_proj"].loss_ratio == 1
+    assert state.layers[0, "mlp.up_proj"].scale is None
+    written = read_packed_weight(read_checkpoint(Path(run.config().output)), name, 32)
+    assert torch.equal(written, round_to_nearest(source, QuantSpec(4, 32, False)))
+
+
+def test_no_graph_is_built(make_run: Callable[..., Run]):
+    """Autograd is off for the whole run: a graph over the hidden states would keep every block's activations alive."""
+    run = make_run()
+    enabled: list[bool] = []
+
+    class Watching(Journal):
+        def __call__(self, event: Event) -> None:
+            enabled.append(torch.is_grad_enabled())
+            super().__call__(event)
+
+    with Watching(run.journal_path) as emit:
+        execute(run, emit)
+
+    assert enabled
+    assert not any(enabled)

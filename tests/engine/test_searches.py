@@ -52,9 +52,12 @@ def test_gram_loss_is_the_output_error(inputs: torch.Tensor, weight: torch.Tenso
 def test_collected_statistics(inputs: torch.Tensor):
     """Hooks sum over calls and over leading dimensions."""
     linear = nn.Linear(IN, 4)
-    (found,) = collect_statistics(
-        [linear], lambda: [linear(inputs[:100]), linear(inputs[100:].view(4, 103, IN))] and None
-    )
+
+    def forward() -> None:
+        linear(inputs[:100])
+        linear(inputs[100:].view(4, 103, IN))
+
+    (found,) = collect_statistics([linear], forward)
 
     assert found.n_tokens == 512
     assert torch.allclose(found.gram, statistics(inputs).gram, rtol=1e-4, atol=1e-4)
