@@ -192,17 +192,17 @@ class HeatMap(ScrollView, can_focus=True):
         style: Style = self.get_component_rich_style(name)
         if key == self.cursor:
             style += self.get_component_rich_style("heat--cursor", partial=True)
-            mark = f"[{mark}]"
+            mark = f"[{mark[1:-1] or mark}]"
         return Segment(mark.center(self.column_width), style)
 
     def _mark(self, key: LayerKey) -> tuple[str, str]:
-        """The character of a layer and the component class of its colour."""
+        """What fills the cell of a layer, and the component class of its colour."""
         layer = self._layers.get(key)
         if layer is None:
             return " ", "heat--idle"
         if layer.quantized is not None:
             level = ratio_level(layer.loss_ratio)
-            return self._glyphs.levels[level], _STYLES[level]
+            return self._glyphs.levels[level] * (self.column_width - 1), _STYLES[level]
         working = layer.scale is not None or layer.block == self._current
         return (self._glyphs.working, "heat--now") if working else (self._glyphs.planned, "heat--idle")
 
