@@ -37,6 +37,7 @@ class InspectScreen(SectionScreen):
     """Shows `source`: a run, or a folder with a quantization report."""
 
     CSS_PATH = "inspect.tcss"
+    AUTO_FOCUS = "#inspect-table"
     HELP = (
         "What AWQ did to every linear: the channel scales it chose (mean, max, min, std, max/mean, and the shares of "
         "channels above 2x, above 5x and below half the mean), and the output loss of plain rounding, of AWQ, and of "
@@ -84,7 +85,6 @@ class InspectScreen(SectionScreen):
             yield ErrorBars()
 
     def on_mount(self) -> None:
-        self.query_one(LayerTable).focus()
         if isinstance(self.source, Run):
             self.run_worker(self._follow, thread=True, group="follow", exit_on_error=False)
         else:
