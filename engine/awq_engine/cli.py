@@ -7,7 +7,6 @@ asked for, so `--help`, `runs` and `cancel` never wait for torch.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -17,7 +16,7 @@ from importlib import metadata
 from awq_engine.commands.console import result_json
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
 from awq_engine.crash import write_crash_report
-from awq_engine.errors import AwqError, ExitCode, ResourceError
+from awq_engine.errors import AwqError, ExitCode, as_known_error
 from awq_engine.sanitize import plain
 
 MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"
@@ -173,12 +172,8 @@ def _listed(values: Sequence[int]) -> str:
 
 def _as_ours(error: Exception) -> AwqError:
     """What to tell a person about `error`: itself, a lack of memory or disk, or a bug with its report."""
-    if isinstance(error, AwqError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("The disk is full; free some space and try again.")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ResourceError("There is not enough memory for this; try a smaller model or another --device.")
+    if known := as_known_error(error):
+        return known
     try:
         where = f"the report is in {write_crash_report(error)}"
     except OSError:

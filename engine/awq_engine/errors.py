@@ -14,6 +14,7 @@ Standard library only: the app imports this module.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -68,3 +69,16 @@ class InterruptedRunError(AwqError):
     """The run stopped before its end and can be resumed."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def as_known_error(error: BaseException) -> AwqError | None:
+    """The error as one of ours, if it is one or means one (disk or memory full); None for a bug."""
+    if isinstance(error, AwqError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return ResourceError(f"The disk is full{where}; free some space and try again.")
+    out_of_memory = "not enough memory" in str(error) or "out of memory" in str(error)  # torch raises RuntimeError
+    if isinstance(error, MemoryError) or out_of_memory:
+        return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
+    return None

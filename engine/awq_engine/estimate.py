@@ -164,25 +164,30 @@ def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: Ru
         return [
             f"{checkpoint.path} has no numbered blocks with weights to quantize (model type {checkpoint.model_type})."
         ]
-    found = [_group_problem(linears, config.group_size), _context_problem(checkpoint, config)]
+    widths = [(linear.tensor.name, linear.in_features) for linear in linears]
+    found = [group_problem(widths, config.group_size), _context_problem(checkpoint, config)]
     return [problem for problem in found if problem]
 
 
 def fitting_group_sizes(linears: Iterable[BlockLinear]) -> list[int]:
     """The supported group sizes that divide every row; -1 always does."""
-    widths = {linear.in_features for linear in linears}
+    return _sizes_dividing({linear.in_features for linear in linears})
+
+
+def _sizes_dividing(widths: set[int]) -> list[int]:
     return [size for size in GROUP_SIZES if size == -1 or all(width % size == 0 for width in widths)]
 
 
-def _group_problem(linears: list[BlockLinear], group_size: int) -> str | None:
-    misfits = [linear for linear in linears if group_size != -1 and linear.in_features % group_size]
+def group_problem(widths: list[tuple[str, int]], group_size: int) -> str | None:
+    """Why a group size cannot work on linears of these (name, in_features), and which ones would; None when it can."""
+    misfits = [(name, width) for name, width in widths if group_size != -1 and width % group_size]
     if not misfits:
         return None
-    first, others = misfits[0], len(misfits) - 1
+    (name, width), others = misfits[0], len(misfits) - 1
     more = f" (and {others} more)" if others else ""
-    sizes = ", ".join(map(str, fitting_group_sizes(linears)))
+    sizes = ", ".join(map(str, _sizes_dividing({width for _, width in widths})))
     return (
-        f"A group size of {group_size} does not divide the {first.in_features} inputs of {first.tensor.name}{more}; "
+        f"A group size of {group_size} does not divide the {width} inputs of {name}{more}; "
         f"choose a group size that fits every layer: {sizes}."
     )
 

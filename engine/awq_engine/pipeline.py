@@ -41,6 +41,7 @@ from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
 from awq_engine.report import build_report, read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
+from awq_engine.runtime import pick_device
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.state import RunState, replay
 from awq_engine.verify import verify_output
@@ -65,7 +66,7 @@ def execute(run: Run, emit: EventSink) -> None:
         emit(e.RunFinished(read_report(Path(config.output))["result"]))
         return
     check_run(config, checkpoint, estimate(checkpoint, config))
-    skeleton = build_skeleton(checkpoint, pick_device(config.device))
+    skeleton = build_skeleton(checkpoint, str(pick_device(config.device)))
     plan = make_plan(config, skeleton)
     emit(plan.event)
     calibration = run_calibration(run, config, checkpoint)
@@ -274,22 +275,6 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
         "blocks": len(state.blocks), "linears": len(plan.linears), "folds": len(state.folds),
         "fallbacks": len(state.fallbacks), "warnings": len(state.warnings),
     }  # fmt: skip
-
-
-def pick_device(requested: str) -> str:
-    """`auto` is the first CUDA device if there is one; a device that is not there is a `BadInputError`."""
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cpu":
-        return requested
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise BadInputError(f"'{requested}' is no device; choose auto, cpu, cuda or cuda:N.") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if (device.index or 0) >= count:
-        raise BadInputError(f"Device {requested} is not here ({count} CUDA devices); use --device cpu or auto.")
-    return requested
 
 
 def peak_host_bytes() -> int:

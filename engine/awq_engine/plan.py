@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.config import GROUP_SIZES, RunConfig
+from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import estimate
+from awq_engine.estimate import estimate, group_problem
 from awq_engine.events import PlanReady
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
@@ -60,7 +60,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     refuse_quantized(checkpoint)
     linears, skipped = _choose_linears(skeleton)
     spec = QuantSpec(config.bits, config.group_size, config.symmetric)
-    _refuse_group_size(linears, spec)
+    if problem := group_problem([(f"{x.key}.weight", x.in_features) for x in linears], config.group_size):
+        raise BadInputError(problem)
     if not linears:
         raise BadInputError(
             f"Nothing in {checkpoint.path} can be quantized: {skipped[0][1] if skipped else 'no linears'}."
@@ -143,15 +144,3 @@ def _skip_reason(module: nn.Linear, key: str, checkpoint: Checkpoint) -> str | N
     if module.out_features % PACKED_PER_WORD:
         return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_PER_WORD}"
     return None
-
-
-def _refuse_group_size(linears: list[LinearPlan], spec: QuantSpec) -> None:
-    wrong = [x for x in linears if x.in_features % spec.group_of(x.in_features)]
-    if not wrong:
-        return
-    usable = [str(g) for g in GROUP_SIZES if g == -1 or all(x.in_features % g == 0 for x in linears)]
-    worst = wrong[0]
-    raise BadInputError(
-        f"Group size {spec.group_size} does not divide the {worst.in_features} inputs of {worst.key} "
-        f"(and {len(wrong) - 1} more linears); group sizes that work for this model: {', '.join(usable)}."
-    )

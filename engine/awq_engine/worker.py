@@ -6,17 +6,15 @@ It inherits the run's lock, appends to the run's journal, and ends with one of `
 
 from __future__ import annotations
 
-import errno
 import os
-import platform
 import socket
 import sys
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 
 from awq_engine import events as e
-from awq_engine.errors import AwqError, ExitCode, InterruptedRunError, ResourceError
+from awq_engine.crash import versions, write_crash_report
+from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.journal import EventSink, Journal
 from awq_engine.runs import Run
 from awq_engine.state import replay
@@ -54,37 +52,17 @@ def _work(run: Run, emit: EventSink) -> int:
     return ExitCode.OK
 
 
-def versions() -> dict[str, str]:
-    """Versions that decide a result, for the journal and the report."""
-    packages = {name: version(name) for name in ("awq-tui", "torch", "transformers", "safetensors")}
-    return {"python": platform.python_version(), **packages}
-
-
 def _fail(run: Run, emit: EventSink, error: BaseException) -> int:
     """Say what went wrong in the journal; details go to the engine's log."""
     traceback.print_exc()
-    known = explain(error)
+    known = as_known_error(error)
     if known is not None:
         emit(e.RunFailed(str(known), int(known.exit_code)))
         return int(known.exit_code)
-    message = f"A bug in awq-tui stopped the run ({type(error).__name__}: {error}); the details are in {run.log_path}."
+    where = write_crash_report(error)
+    message = f"A bug in awq-tui stopped the run ({type(error).__name__}: {error}); the report is in {where}."
     emit(e.RunFailed(message, int(ExitCode.BUG)))
     return int(ExitCode.BUG)
-
-
-def explain(error: BaseException) -> AwqError | None:
-    """The error as one of ours, if it is one or means one; None for a bug."""
-    if isinstance(error, AwqError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
-        return ResourceError(f"The disk is full{where}; free some space and resume the run.")
-    out_of_memory = isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
-    if out_of_memory:
-        return ResourceError(
-            "There is not enough memory for this run; use fewer or shorter samples and resume the run."
-        )
-    return None
 
 
 if __name__ == "__main__":
