@@ -190,17 +190,17 @@ class InspectScreen(SectionScreen):
     # keys
 
     def action_filter(self) -> None:
-        self.set_focus(self.query_one(Input))  # at once: the next key may be there already
+        self.query_one(Input).focus()
 
     @on(Input.Submitted, "#inspect-filter")
     def _leave_filter(self) -> None:
-        self.set_focus(self.query_one(LayerTable))
+        self.query_one(LayerTable).focus()
 
     async def action_leave(self) -> None:
         """Out of the filter first, then off the screen."""
         if self.query_one(Input).has_focus:
             self.query_one(Input).value = ""
-            self.set_focus(self.query_one(LayerTable))
+            self.query_one(LayerTable).focus()
         else:
             await self.awq.action_back()
 

@@ -195,17 +195,17 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
     # keys
 
     def action_find(self) -> None:
-        self.set_focus(self.query_one("#find", Input))  # at once: the next key may be there already
+        self.query_one("#find", Input).focus()
 
     def action_list(self) -> None:
-        self.set_focus(self.table)
+        self.table.focus()
 
     def action_clear_find(self) -> None:
         find = self.query_one("#find", Input)
         if find.value:
             find.value = ""
         else:
-            self.set_focus(self.table)
+            self.table.focus()
 
     def action_add(self) -> None:
         from awq_tui.screens.path import PathModal
