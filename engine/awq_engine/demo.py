@@ -11,6 +11,8 @@ from awq_engine.output import check_output
 from awq_engine.runs import Run, create_run, home, spawn_engine
 
 MODEL = Path(__file__).parent / "data" / "demo-model"
+EVALUATION_TEXT = MODEL.parent / "evaluation" / "stories.txt"
+"""Held-out text of the kind the bundled model knows; on all of the built-in text its perplexity says little."""
 SEQ_LEN = 256
 """Tokens; the length the bundled model was trained at."""
 

@@ -70,7 +70,7 @@ def test_summary_names_every_figure() -> None:
     for part in (
         "q_proj           2    4.0e-4  2.0e-4  1.0e-4           0.25x",
         "7.3 MB -> 2.7 MB, 4.16 bits per quantized weight",
-        "20.25 -> 20.50 on 1000 tokens of held-out text",
+        "20.25 -> 20.50 on 1000 tokens of held-out stories",
         "0.0123 nats per token, same top-1 95.0 %",
         "One␛[2J\n            Two",
         "123 tokens/s (cpu backend)",

@@ -11,15 +11,14 @@ from typing import Any
 
 from awq_engine.commands.console import note, result, result_json, table
 from awq_engine.commands.following import attend
-from awq_engine.demo import MODEL, SEQ_LEN, start_demo
+from awq_engine.demo import EVALUATION_TEXT, MODEL, SEQ_LEN, start_demo
 from awq_engine.errors import ExitCode
 from awq_engine.format import duration, loss, size, times
 from awq_engine.report import RoleSummary, layer_rows, summarize_roles
 from awq_engine.sanitize import plain
 
-PROMPT = "Tell me a story about a little dog."
-REPLY_TOKENS = 80
-SEED = 0
+PROMPT = "Tell me a story about a dragon."
+REPLY_TOKENS = 240
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -48,7 +47,8 @@ def _evaluate(output: Path) -> dict[str, Any]:
     from awq_engine.evaluate import evaluate
 
     note("comparing the quantized model with the original on held-out text")
-    return evaluate(output, against=MODEL, seq_len=SEQ_LEN, on_progress=window_counter(2)).to_json()
+    text, progress = str(EVALUATION_TEXT), window_counter(2)
+    return evaluate(output, against=MODEL, text=text, seq_len=SEQ_LEN, on_progress=progress).to_json()
 
 
 def _chat(output: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _chat(output: Path) -> dict[str, Any]:
 
     loaded = load_model(output)
     note(f"chatting with the {loaded.backend} backend: {loaded.reason}")
-    pieces = list(generate(loaded, [{"role": "user", "content": PROMPT}], Sampling(REPLY_TOKENS, seed=SEED)))
+    pieces = list(generate(loaded, [{"role": "user", "content": PROMPT}], Sampling(REPLY_TOKENS, temperature=0.0)))
     stats = next(piece for piece in pieces if isinstance(piece, GenerationStats))
     return {
         "prompt": PROMPT, "reply": "".join(piece for piece in pieces if isinstance(piece, str)),
@@ -81,7 +81,7 @@ def describe(data: dict[str, Any], roles: list[RoleSummary]) -> str:
             f"size        {size(data['bytes_before'])} -> {size(data['bytes_after'])}, "
             f"{data['bits_per_weight']:.2f} bits per quantized weight",
             f"perplexity  {found['perplexity_original']:.2f} -> {found['perplexity']:.2f} "
-            f"on {found['tokens']} tokens of held-out text",
+            f"on {found['tokens']} tokens of held-out stories",
             f"KL          {found['kl']:.4f} nats per token, same top-1 {100 * found['top1_agreement']:.1f} %",
             f"chat        {chat['prompt']}",
             *(f"            {line}" for line in plain(chat["reply"]).strip().splitlines()),
