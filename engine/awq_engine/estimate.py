@@ -24,12 +24,13 @@ from awq_engine.state import RunState, replay
 
 RUNTIME_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded."""
-DEFAULT_FLOPS_PER_CORE = 8e9
+DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 GRID_PASSES = {Preset.FAST: 60, Preset.BALANCED: 64, Preset.BEST: 68}
 """Products of a weight with a Gram matrix per linear: 40 of the scale search, 20 of the clip search, then feedback."""
-FORWARD_PASSES = 4
-"""Each block runs on the calibration tokens to capture, to check, and to feed the next block with both streams."""
+FORWARD_PASSES = {Preset.FAST: 3, Preset.BALANCED: 8, Preset.BEST: 17}
+"""Times a block runs on all calibration tokens: once for the statistics and in part for the comparison; before each of
+about four groups (`balanced`); and once more each, in the original too, for the drift (`best`)."""
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
 """Their linears are stored [in_features, out_features]."""
 ROUTERS = frozenset({"gate", "router"})
@@ -226,9 +227,10 @@ def _peak_host_bytes(checkpoint: Checkpoint, linears: list[BlockLinear], config:
 def work(shapes: Iterable[tuple[int, int]], config: RunConfig) -> float:
     """Float operations of a run over linears of these (out_features, in_features)."""
     tokens = config.samples * config.seq_len
+    passes = FORWARD_PASSES[Preset.FAST if config.method is Method.RTN else config.preset]
     total = 0.0
     for out_features, in_features in shapes:
-        total += 2.0 * FORWARD_PASSES * tokens * out_features * in_features
+        total += 2.0 * passes * tokens * out_features * in_features
         if config.method is not Method.RTN:
             total += 2.0 * tokens * in_features**2
             total += 2.0 * GRID_PASSES[config.preset] * out_features * in_features**2
