@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
@@ -13,8 +14,8 @@ class Prompt(TextArea):
     """Grows from one line to eight."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", id="prompt.send", show=False, priority=True, tooltip="Send the text."),
-        Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^j", id="prompt.new_line", priority=True,
+        Binding("enter", "send", "Send", id="prompt.send", show=False, tooltip="Send the text."),
+        Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^j", id="prompt.new_line",
                 tooltip="shift+enter works only in terminals that can tell it from enter; ctrl+j everywhere."),
     ]  # fmt: skip
     DEFAULT_CSS = """
@@ -34,6 +35,18 @@ class Prompt(TextArea):
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, compact=False,
             placeholder="Say something; enter sends",
         )  # fmt: skip
+
+    async def _on_key(self, event: events.Key) -> None:
+        """Run our bindings here, in the order of typing.
+
+        A priority binding would overtake characters that still wait in this widget's queue, and send half of what was
+        typed or pasted quickly; an ordinary one would never be reached, since a text area keeps enter for itself.
+        """
+        active = None if event.is_printable else self.screen.active_bindings.get(event.key)
+        if active is not None and active.node is self and active.binding.action in ("send", "new_line"):
+            event.stop()
+            event.prevent_default()
+            await self.run_action(active.binding.action)
 
     def action_send(self) -> None:
         if self.text.strip():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.widgets import Input, Markdown, TextArea
 from textual.widgets._markdown import MarkdownBlock
 
@@ -72,6 +73,18 @@ async def test_ctrl_j_starts_a_line_and_enter_sends() -> None:
         assert screen.query_one(Prompt).text == "a\nb\nc"
         await pilot.press("enter")
         await until(pilot, lambda: replies_of(screen) == ["a\nb\nc"])
+
+
+async def test_enter_does_not_overtake_what_was_typed_before_it() -> None:
+    """Keys that arrive in one burst, as from a paste or a fast typist, are sent whole."""
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await until(pilot, lambda: "4.2 bits" in screen_text(pilot))
+        for character in "say whales":
+            pilot.app.post_message(events.Key("space" if character == " " else character, character))
+        pilot.app.post_message(events.Key("enter", "\r"))
+        await until(pilot, lambda: replies_of(screen) == ["whales"])
+        assert screen.query_one(Prompt).text == ""
 
 
 async def test_an_empty_prompt_sends_nothing() -> None:
