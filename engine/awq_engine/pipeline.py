@@ -45,7 +45,15 @@ from awq_engine.runtime import pick_device
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.state import RunState, replay
 from awq_engine.verify import verify_output
-from awq_engine.writer import file_sha256, output_tensors, publish, save_block, write_shards, write_side_files
+from awq_engine.writer import (
+    file_sha256,
+    output_tensors,
+    publish,
+    save_block,
+    staging_folder,
+    write_shards,
+    write_side_files,
+)
 from awq_kernels.reference import dequantize
 
 BATCH_TOKENS = 4096
@@ -224,21 +232,19 @@ def write_output(
     """Assemble the checkpoint beside its final place, verify it, publish it."""
     _raise_if_cancelled(run)
     output = Path(plan.config.output)
-    staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
     tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears})
-    write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
-    state = replay(run.records())
-    result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
-    card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
-    write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
-    emit(e.PhaseProgress("verifying", 0, 1))
-    expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
-    emit(verify_output(staging, probe_ids, expected, skeleton.device))
-    _raise_if_cancelled(run)
-    publish(staging, output)
+    with staging_folder(output) as staging:
+        write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
+        state = replay(run.records())
+        result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
+        card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
+        write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
+        emit(e.PhaseProgress("verifying", 0, 1))
+        expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
+        emit(verify_output(staging, probe_ids, expected, skeleton.device))
+        _raise_if_cancelled(run)
+        publish(staging, output)
     emit(e.RunFinished(result))
     shutil.rmtree(run.blocks_dir, ignore_errors=True)
 

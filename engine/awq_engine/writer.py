@@ -7,11 +7,12 @@ last bit. The output appears under its final name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def output_tensors(checkpoint: Checkpoint, block_files: Iterable[Path], quantize
             result.append(written.pop(key, info))
     assert not written, f"tensors without a place in the checkpoint: {sorted(written)[:3]}"
     return result
+
+
+@contextlib.contextmanager
+def staging_folder(output: Path) -> Iterator[Path]:
+    """A folder beside `output` to assemble it in; what was not published under its final name is removed."""
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # of an engine that was killed
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_shards(folder: Path, tensors: list[TensorInfo], progress: Callable[[int, int], None]) -> None:
