@@ -88,12 +88,16 @@ class LayerTable(DataTable[Text]):
     def _fill(self) -> None:
         kept, scroll = self.chosen, self.scroll_x
         self.shown = sort_rows(self._rows, self._columns, self.order)
+        rows = [[self._cell(row, column) for column in self._columns] for row in self.shown]
         self.clear(columns=True)
-        for column in self._columns:
-            self.add_column(Text(self._heading(column), justify=justify_of(column)), key=column.key)
+        for index, column in enumerate(self._columns):
+            heading = Text(self._heading(column), justify=justify_of(column))
+            # DataTable measures only when idle, and keeps what it painted before that at the width of the headings.
+            width = max(text.cell_len for text in (heading, *(row[index] for row in rows)))
+            self.add_column(heading, width=width, key=column.key)
         self.fixed_columns = 2 if len(self._columns) > 10 else 1
-        for row in self.shown:
-            self.add_row(*(self._cell(row, column) for column in self._columns))
+        for row in rows:
+            self.add_row(*row)
         place = self.shown.index(kept) if kept in self.shown else 0
         self.move_cursor(row=place, animate=False)
         self.scroll_to(x=scroll, animate=False, force=True)

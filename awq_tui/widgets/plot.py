@@ -53,7 +53,8 @@ class Plot(Widget):
         self._strips = None
 
     def on_resize(self) -> None:
-        self._strips = None
+        """Also lines that were painted at the new size, but before this event came."""
+        self.redraw()
 
     def render_line(self, y: int) -> Strip:
         if self._strips is None:

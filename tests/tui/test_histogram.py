@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from textual.screen import Screen
 
 from awq_tui.widgets.glyphs import ASCII, UNICODE, choose_glyphs
 from awq_tui.widgets.histogram import Bins, Histogram, bar_rows, rebin
 from awq_tui.widgets.plot import place_labels, row_text
+from tests.tui.hosting import screen_text, staged, until
 
 DATA: dict[str, Any] = {"low": -1.0, "high": 1.0, "counts": [1, 4, 9, 16, 25, 16, 9, 4, 1, 0, 0, 0, 0, 0, 0, 1]}
 
@@ -39,6 +41,19 @@ def test_labels_stand_under_their_ticks() -> None:
 
 def test_ascii_uses_no_other_characters() -> None:
     assert "".join(drawn(DATA, 38, 6, ascii_only=True)).isascii()
+
+
+async def test_a_smaller_pane_keeps_the_axis() -> None:
+    screen: Screen[None] = Screen()
+    async with staged(screen, (60, 20)) as pilot:
+        histogram = Histogram(glyph_set=UNICODE)
+        await screen.mount(histogram)
+        histogram.show(DATA)
+        await until(pilot, lambda: "10.0" in screen_text(pilot))
+        histogram.styles.height = 10
+        screen._refresh_layout()
+        assert "10.0" not in screen_text(pilot).splitlines()[9], "painted before the plot heard of its new size"
+        await until(pilot, lambda: "10.0" in screen_text(pilot).splitlines()[9])
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,16 @@ async def test_by_type_has_one_row_per_type(run: Run) -> None:
         await until(pilot, lambda: len(table.shown) == 28)
 
 
+async def test_a_table_painted_before_it_is_idle_keeps_whole_cells(run: Run) -> None:
+    screen = InspectScreen(run)
+    async with staged(screen, (80, 24)) as pilot:
+        await until(pilot, lambda: len(table_of(screen).shown) == 28)
+        screen.action_by_type()
+        screen_text(pilot)
+        await until(pilot, lambda: "types of 28" in screen_text(pilot))
+        assert " gate_proj " in screen_text(pilot)
+
+
 async def test_export_writes_what_is_shown_and_says_where(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
