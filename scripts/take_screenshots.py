@@ -1,0 +1,140 @@
+"""Take the pictures of the README: every screen of the real app, on the bundled model, as SVG.
+
+The app is driven by its keys and works for real: an engine quantizes in its own process, and a chat process answers.
+It has a home and a folder of its own, which are gone afterwards. The whole takes one to two minutes:
+
+    python scripts/take_screenshots.py [FOLDER, by default assets]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from awq_engine import demo
+from awq_tui.app import AwqApp
+from awq_tui.chat_client import Sampling
+from awq_tui.screens.chat import ChatScreen
+from awq_tui.screens.configure import ConfigureScreen
+from awq_tui.screens.inspect import InspectScreen
+from awq_tui.screens.models import ModelsScreen
+from awq_tui.screens.sampling import ChatSettings
+
+ASSETS = Path(__file__).parent.parent / "assets"
+SIZE = (120, 36)
+MODEL = "stories-3.7M"
+"""The bundled model under the name of a model of one's own, in a folder of one's own."""
+QUESTION = "Tell me a story about a dragon."
+SEED = 6
+"""Of the reply, so that the picture does not change from time to time."""
+PATIENCE = 600
+"""Seconds the slowest step may take."""
+
+Shown = Callable[[], object]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ASSETS).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="awq-tui-") as place:
+        here = Path(place) / "models"
+        shutil.copytree(demo.MODEL, here / MODEL)
+        os.chdir(here)
+        os.environ |= {"AWQ_TUI_HOME": f"{place}/home", "HF_HOME": f"{place}/hf", "HF_HUB_OFFLINE": "1"}
+        asyncio.run(take_all(folder))
+        os.chdir("/")
+
+
+async def take_all(folder: Path) -> None:
+    """Walk through the app as a person would, with a picture at every stop."""
+    app = AwqApp()
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        await configure(pilot, folder)
+        await watch(pilot, folder)
+        await inspect(pilot, folder)
+        await chat(pilot, folder)
+        await look_back(pilot, folder)
+
+
+async def configure(pilot: Pilot[None], folder: Path) -> None:
+    await until(pilot, lambda: MODEL in text(pilot), "the model in the list")
+    await pilot.press("down", "enter")
+    await until(pilot, lambda: isinstance(pilot.app.screen, ConfigureScreen) and "Ready" in text(pilot), "the form")
+    await take(pilot, folder / "configure.svg")
+
+
+async def watch(pilot: Pilot[None], folder: Path) -> None:
+    """Start, and take the picture while the third block is worked on."""
+    await pilot.press("ctrl+s")
+
+    def in_third_block() -> bool:
+        shown = text(pilot)
+        return "block 3/4" in shown and "block 2 · mlp." in shown and "rounding " in shown and "scale " in shown
+
+    await until(pilot, in_third_block, "the third block")
+    await take(pilot, folder / "run.svg")
+    await until(pilot, lambda: "read back and compared" in text(pilot), "the end of the run")
+
+
+async def inspect(pilot: Pilot[None], folder: Path) -> None:
+    await pilot.press("i")
+    await until(pilot, lambda: isinstance(pilot.app.screen, InspectScreen) and "28 layers" in text(pilot), "the layers")
+    await pilot.press("down", "down")
+    await take(pilot, folder / "inspect.svg")
+
+
+async def chat(pilot: Pilot[None], folder: Path) -> None:
+    await pilot.press("c")
+    await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen) and pilot.app.screen.ready, "the chat model")
+    screen = pilot.app.screen
+    assert isinstance(screen, ChatScreen)
+    screen.settings = ChatSettings(sampling=Sampling(seed=SEED))
+    await pilot.press(*("space" if letter == " " else letter for letter in QUESTION), "enter")
+    await until(pilot, lambda: "tok/s" in text(pilot), "the reply")
+    await take(pilot, folder / "chat.svg")
+
+
+async def look_back(pilot: Pilot[None], folder: Path) -> None:
+    """The first screen again, now that there is a result beside the model."""
+    while not isinstance(pilot.app.screen, ModelsScreen):
+        await pilot.press("f6")
+        await pilot.pause(0.2)
+        while len(pilot.app.screen_stack) > 1:
+            await pilot.app.pop_screen()
+    await pilot.press("r")
+    await until(pilot, lambda: "result" in text(pilot) and "measured" in text(pilot), "the result in the list")
+    await take(pilot, folder / "models.svg")
+
+
+async def take(pilot: Pilot[None], file: Path) -> None:
+    """Write a picture of the screen as it is, but for the toasts."""
+    pilot.app.clear_notifications()
+    await pilot.pause()
+    file.write_text(pilot.app.export_screenshot(title="awq-tui"), encoding="utf-8")
+    print(f"{file}  {file.stat().st_size // 1000} kB", flush=True)
+
+
+async def until(pilot: Pilot[None], shown: Shown, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not shown():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {what}\n{text(pilot)}")
+        await pilot.pause(0.05)
+
+
+def text(pilot: Pilot[None]) -> str:
+    """What is on the screen, without colours."""
+    strips = pilot.app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+if __name__ == "__main__":
+    main()
