@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 
@@ -164,6 +165,26 @@ def test_resizing_redraws_for_the_new_size(open_app: OpenApp) -> None:
 
 def panes_side_by_side(app: Terminal) -> bool:
     return "╮╭" in app.screen()
+
+
+def test_names_with_escapes_and_markup_reach_the_screen_as_text(open_app: OpenApp, workplace: Workplace) -> None:
+    evil = workplace.here / "evil\x1b]0;owned\x07[red]"
+    shutil.copytree(workplace.here / "tiny", evil)
+    try:
+        with open_app() as app:
+            app.wait_for("evil␛]0;owned␇[red]")
+            app.send("/")
+            app.wait_for("esc Clear")
+            app.send(*"owned", ENTER)
+            app.wait_for("⏎ Quantize")
+            app.wait_until(lambda: "demo stories" not in app.screen(), "one model")
+            app.send(ENTER)
+            app.wait_for("Ready: ctrl+s starts it")
+            app.send(ctrl("q"))
+            assert app.wait_for_exit() == 0
+        assert b"\x1b]0;owned" not in app.raw
+    finally:
+        shutil.rmtree(evil)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
