@@ -1,7 +1,7 @@
 """Take the pictures of the README: every screen of the real app, on the bundled model, as SVG.
 
 The app is driven by its keys and works for real: an engine quantizes in its own process, and a chat process answers.
-It has a home and a folder of its own, which are gone afterwards. The whole takes one to two minutes:
+It has a home and a folder of its own, which are gone afterwards. The whole takes a few minutes:
 
     python scripts/take_screenshots.py [FOLDER, by default assets]
 """
