@@ -15,6 +15,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -69,6 +70,10 @@ def _choose_screen(purpose: str) -> Screen[Any]:
     from awq_tui.screens.choose import ChooseScreen
 
     return ChooseScreen(purpose)
+
+
+SECONDS_TO_QUIT = 5.0
+"""After a signal: longer than any orderly end takes."""
 
 
 class AwqApp(App[None]):
@@ -323,15 +328,23 @@ class AwqApp(App[None]):
             self.push_screen(TooSmallScreen(MIN_WIDTH, MIN_HEIGHT))
 
     def _handle_signals(self) -> None:
-        """Without these, Python dies on the spot and leaves the terminal in the alternate screen."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
-                loop.add_signal_handler(number, self._quit_on_signal, number)
+        """Without these, Python dies on the spot and leaves the terminal in the alternate screen.
 
-    def _quit_on_signal(self, number: signal.Signals) -> None:
-        interrupted = number is signal.SIGINT
-        self.exit(return_code=int(ExitCode.INTERRUPTED) if interrupted else 128 + number)
+        Plain handlers, not the loop's: when the terminal is gone, the loop may be blocked on a screen update that
+        nobody will ever take, and only the deadline set here ends the process then.
+        """
+        loop = asyncio.get_running_loop()
+
+        def handle(number: int, _: object) -> None:
+            code = int(ExitCode.INTERRUPTED) if number == signal.SIGINT else 128 + number
+            deadline = threading.Timer(SECONDS_TO_QUIT, os._exit, (code,))
+            deadline.daemon = True
+            deadline.start()
+            loop.call_soon_threadsafe(partial(self.exit, return_code=code))
+
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, handle)
 
     def _handle_exception(self, error: Exception) -> None:
         """An exception nobody caught: keep a report, then let Textual restore the terminal and end."""
