@@ -128,10 +128,10 @@ class ChatScreen(SectionScreen):
         """Say it where the reply would have stood, and give the question back."""
         requests = [failed.id] if failed.id in self._pending else list(self._pending) if failed.fatal else []
         for request in requests:
-            await self._pending.pop(request).fail(failed.message)
+            await self._pending.pop(request).fail(f"{glyphs().failed} {failed.message}")
             self._take_question_back()
         if not requests:
-            self._add(Notice(failed.message, error=True))
+            self._add(Notice(f"{glyphs().failed} {failed.message}", error=True))
         if failed.fatal:
             self._failed = True
             self._show_head("not running")

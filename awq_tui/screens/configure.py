@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -12,11 +13,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Button, Checkbox, Input, Label, Static
+from textual.widgets import Button, Input, Label, Static
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Method, Preset, RunConfig
-from awq_engine.errors import AwqError, NetworkError
+from awq_engine.errors import AwqError
 from awq_engine.estimate import Speed, block_linears, fitting_group_sizes, measured_speed
 from awq_engine.models import describe_model
 from awq_engine.output import default_output
@@ -69,6 +70,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         super().__init__()
         self._entry = entry
         self._checkpoint: Checkpoint | None = None
+        self._obstacle = ""
+        """Why the model cannot be read: offline, gated, damaged."""
         self._speed: Speed | None = None
         self._review: Review | None = None
         self._starting = False
@@ -98,7 +101,9 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         yield _row("Tokens each", PlainInput(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
         yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
         yield _row("Output", PlainInput(id="output", compact=True))
-        yield _row("", Checkbox("overwrite what is there", id="overwrite", compact=True), id="overwrite-row")
+        yield _row(
+            "If it exists", Choice([("stop", False), ("overwrite", True)], False, id="overwrite"), "overwrite-row"
+        )
         yield _row("", Button("Start", id="start", variant="primary", compact=True))
 
     def on_mount(self) -> None:
@@ -111,8 +116,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         self._speed = await in_thread(measured_speed)
         try:
             self._checkpoint = await in_thread(open_checkpoint, self._entry)
-        except NetworkError as error:
-            self.notify(str(error), severity="warning")
+        except (AwqError, OSError) as error:
+            self._obstacle = str(error)
         else:
             self._start_with_what_fits(self._checkpoint)
         self._request_review()
@@ -140,7 +145,7 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
             samples=self.query_one("#samples", Input).value,
             seq_len=self.query_one("#seq-len", Input).value,
             device=self._chosen("device", str),
-            overwrite=self.query_one("#overwrite", Checkbox).value,
+            overwrite=self._chosen("overwrite", bool),
         )
 
     def _chosen(self, name: str, kind: type[T]) -> T:
@@ -150,7 +155,6 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
 
     @on(Choice.Changed)
     @on(Input.Changed)
-    @on(Checkbox.Changed)
     def _request_review(self) -> None:
         source = self._chosen("text-source", TextSource)
         self.query_one("#text-row").display = source is not TextSource.BUILTIN
@@ -177,7 +181,10 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         await asyncio.sleep(SETTLE)
         machine = self.awq.machine
         free = machine.host.free if machine else None
-        self._review = await in_thread(review, self.draft(), self._checkpoint, self._speed, free)
+        found = await in_thread(review, self.draft(), self._checkpoint, self._speed, free)
+        if self._obstacle:
+            found = dataclasses.replace(found, problems={"model": self._obstacle} | found.problems)
+        self._review = found
         self.query_one(PlanPane).show(self._review, machine)
         fitting = self._review.fitting
         unfit = [size for size in GROUP_SIZES if size not in fitting] if fitting else []

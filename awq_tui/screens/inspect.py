@@ -31,6 +31,7 @@ from awq_tui.widgets.error_bars import ErrorBars
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.layer_detail import LayerDetail, LayerView, fit_parts, loss_chain, statistics
 from awq_tui.widgets.layer_table import LayerTable
+from awq_tui.widgets.plain_input import PlainInput
 
 
 class InspectScreen(SectionScreen):
@@ -78,7 +79,7 @@ class InspectScreen(SectionScreen):
         with Horizontal(id="inspect-head"):
             yield Static(self._title, id="inspect-title", markup=False)
             yield Static("", id="inspect-mode", markup=False)
-            yield Input(placeholder="/ 11, down, outlier", id="inspect-filter", compact=True)
+            yield PlainInput(placeholder="/ 11, down, outlier", id="inspect-filter", compact=True)
         yield LayerTable(Order("loss_ratio"), id="inspect-table")
         with Vertical(id="inspect-detail", classes="pane"):
             yield LayerDetail()

@@ -64,6 +64,8 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         self._folders: list[Entry] = []
         self._cache: list[Entry] = []
         self._hub: list[Entry] = []
+        self._hub_problem = ""
+        """Why the last search found nothing on the Hub."""
         self._demo: list[Entry] = []
         self._outputs: tuple[Path, ...] = ()
         self._speed: Speed | None = None
@@ -119,7 +121,7 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
 
     @on(Input.Changed, "#find")
     def _query_changed(self, event: Input.Changed) -> None:
-        self._hub = []
+        self._hub, self._hub_problem = [], ""
         self._show_badge("")
         self._refresh()
         self.run_worker(partial(self._search, event.value.strip()), group="hub", exclusive=True, exit_on_error=False)
@@ -132,7 +134,9 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         try:
             self._hub = await in_thread(catalog.search_hub, query)
         except NetworkError as error:
-            self._show_badge("⚠ Hub offline", str(error))
+            self._hub_problem = str(error)
+            self._show_badge("⚠ Hub offline", self._hub_problem)
+            self._describe()
             return
         self._show_badge(f"{len(self._hub)} on the Hub")
         self._refresh()
@@ -147,7 +151,8 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         local = catalog.merge(self._demo, self._results, self._folders, self._cache)
         shown = [entry for entry in local if entry.matches(query)]
         self.table.show(catalog.merge(shown, (entry for entry in self._hub if not _is_among(entry, local))))
-        self.query_one("#list").border_subtitle = f"{self.table.row_count} models"
+        found = self.table.row_count
+        self.query_one("#list").border_subtitle = "1 model" if found == 1 else f"{found} models"
         self._describe()
 
     # the model under the cursor
@@ -162,7 +167,7 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
             self.query_one(ModelDetails).show(Details(entry))
             await asyncio.sleep(DEBOUNCE)
         details = await in_thread(look_into, entry, self._speed) if entry else None
-        self.query_one(ModelDetails).show(details)
+        self.query_one(ModelDetails).show(details, f"No model fits. {self._hub_problem}")
 
     @on(ModelTable.RowSelected)
     def _configure(self) -> None:

@@ -82,5 +82,7 @@ def entries_at(text: str) -> list[Entry]:
         raise BadInputError(f"There is no folder {target}.")
     entries = catalog.folder_entries([target])
     if not entries:
+        if (target / "config.json").exists():
+            raise BadInputError(catalog.describe_folder(target, Where.DISK).problem)
         raise BadInputError(f"{target} holds no model: no config.json and no safetensors weights were found.")
     return entries

@@ -10,10 +10,11 @@ from textual.widgets import Static
 class TooSmallScreen(ModalScreen[None]):
     """The app takes it away as soon as the terminal has grown."""
 
-    DEFAULT_CSS = """
-    TooSmallScreen { align: center middle; background: $background; }
+    CSS = """
+    TooSmallScreen { align: center middle !important; background: $background !important; }
     TooSmallScreen Static { width: 100%; text-align: center; }
     """
+    """Important, because the sheet of the other modals lets the screen below shine through."""
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()

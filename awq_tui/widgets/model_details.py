@@ -29,15 +29,16 @@ class ModelDetails(Static):
         super().__init__(id=id, markup=False)
 
         self._details: Details | None = None
+        self._nothing = ""
 
-    def show(self, details: Details | None) -> None:
-        """Describe one model, or say that none is chosen."""
-        self._details = details
+    def show(self, details: Details | None, nothing: str = "No model chosen.") -> None:
+        """Describe one model, or say why there is `nothing`."""
+        self._details, self._nothing = details, nothing
         self.on_resize()
 
     def on_resize(self) -> None:
         width = self.size.width
-        self.update(draw(self._details, width) if self._details else Content.styled("No model chosen.", "dim"))
+        self.update(draw(self._details, width) if self._details else Content.styled(plain(self._nothing), "dim"))
 
 
 def draw(details: Details, width: int) -> Content:

@@ -204,8 +204,12 @@ def test_damaged_settings_are_the_defaults(text: str) -> None:
 async def test_a_small_terminal_is_told_and_recovers() -> None:
     app = AwqApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        app.show_error("Seen", "The sheet of a modal is loaded now.")
+        await until(pilot, lambda: "Seen" in screen_text(pilot))
+        await pilot.press("escape")
         await pilot.resize_terminal(50, 12)
         await until(pilot, lambda: isinstance(app.screen, TooSmallScreen) and "50x12" in screen_text(pilot))
+        assert "Models" not in screen_text(pilot)
         await pilot.resize_terminal(80, 24)
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
 

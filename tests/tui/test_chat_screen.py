@@ -183,6 +183,7 @@ async def test_a_failed_question_says_why_and_comes_back() -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "The conversation [/x] does not fit." in screen_text(pilot))
         assert screen.query_one(Prompt).text == "fail please"
+        assert "✗ " in screen_text(pilot)
         assert screen.messages == []
         await ask(pilot, screen, "say better")
         assert replies_of(screen) == ["better"]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Checkbox, Input
+from textual.widgets import Input
 
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.cli import build_parser
 from awq_engine.commands.quantize import config_of
 from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.errors import NetworkError
 from awq_engine.runs import Run, list_runs
 from awq_tui import catalog
 from awq_tui.app import AwqApp
@@ -97,7 +98,8 @@ async def test_an_existing_folder_asks_for_the_overwrite_switch(entry: Entry) ->
     async with configuring(entry) as pilot:
         form(pilot).query_one("#output", Input).value = "old"
         await until(pilot, lambda: "switch on overwrite" in " ".join(screen_text(pilot).replace("│", " ").split()))
-        form(pilot).query_one("#overwrite", Checkbox).toggle()
+        assert "● stop   ○ overwrite" in screen_text(pilot)
+        form(pilot).query_one("#overwrite", Choice).choose(True)
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         assert form(pilot).draft().config().overwrite
 
@@ -160,10 +162,18 @@ async def test_y_copies_the_command_line(entry: Entry) -> None:
         assert shlex.split(pilot.app.clipboard)[:3] == ["awq-tui", "quantize", str(entry.path)]
 
 
-async def test_a_model_on_the_hub_is_planned_without_figures() -> None:
+async def test_a_model_on_the_hub_that_cannot_be_reached_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(entry: Entry) -> None:
+        raise NetworkError("Offline mode is on [/x].")
+
+    monkeypatch.setattr("awq_tui.screens.configure.open_checkpoint", refuse)
     async with configuring(Entry(Where.HUB, "org/tiny", "org/tiny")) as pilot:
-        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        await until(pilot, lambda: "✗ Offline mode is on [/x]." in screen_text(pilot))
+        assert "✓ Ready" not in screen_text(pilot)
         assert form(pilot).draft().config().model == "org/tiny"
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert list_runs() == []
 
 
 def draft(**changes: object) -> Draft:

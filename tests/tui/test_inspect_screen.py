@@ -142,6 +142,13 @@ async def test_by_type_has_one_row_per_type(run: Run) -> None:
         await until(pilot, lambda: len(table.shown) == 28)
 
 
+async def test_the_filter_drops_what_cannot_be_printed(run: Run) -> None:
+    screen = InspectScreen(run)
+    async with staged(screen) as pilot:
+        screen.query_one(Input).value = "\x1b[31mdown"
+        await until(pilot, lambda: screen.query_one(Input).value == "[31mdown")
+
+
 async def test_a_table_painted_before_it_is_idle_keeps_whole_cells(run: Run) -> None:
     screen = InspectScreen(run)
     async with staged(screen, (80, 24)) as pilot:

@@ -125,6 +125,9 @@ async def test_offline_leaves_a_badge_and_the_local_list(monkeypatch: pytest.Mon
         await pilot.press("slash", *"demo")
         await until(pilot, lambda: "Hub offline" in screen_text(pilot))
         assert names(pilot) == ["demo stories (bundled)"]
+        await until(pilot, lambda: "1 model " in screen_text(pilot))
+        await pilot.press(*"xyz")
+        await until(pilot, lambda: "No model fits." in screen_text(pilot) and "reached [/x]." in screen_text(pilot))
 
 
 async def test_an_already_quantized_model_is_sent_to_chat_not_to_configure() -> None:
@@ -151,6 +154,12 @@ async def test_a_typed_path_is_added_remembered_and_selected(tmp_path: Path) -> 
         pilot.app.screen.query_one(Input).value = str(tmp_path / "nowhere")
         await pilot.press("enter")
         await until(pilot, lambda: "There is no folder" in screen_text(pilot))
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "config.json").write_text("{")
+        pilot.app.screen.query_one(Input).value = str(tmp_path / "broken")
+        await pilot.press("enter")
+        await until(pilot, lambda: "config.json" in screen_text(pilot))
+        assert "no config.json" not in screen_text(pilot)
         pilot.app.screen.query_one(Input).value = str(tmp_path / "far")
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(pilot.app.screen, ModelsScreen))
