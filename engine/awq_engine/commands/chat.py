@@ -14,7 +14,7 @@ from awq_engine.format import duration
 from awq_engine.generate import GenerationStats, Message, Sampling, generate
 from awq_engine.models import resolve_model
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sanitize import plain
+from awq_engine.sanitize import one_line, plain
 
 
 def chat(args: argparse.Namespace) -> int:
@@ -24,11 +24,9 @@ def chat(args: argparse.Namespace) -> int:
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_prompt()
     loaded = load_model(resolve_model(args.model).path, backend=args.backend, device=args.device)
-    note(
-        f"{loaded.path.name}: {loaded.backend} on {loaded.device} ({loaded.reason}), {loaded.bits_per_weight:.2f} bits"
-    )
+    note(introduce(loaded))
     for sentence in loaded.notes:
-        note(plain(sentence))
+        note(one_line(sentence))
     messages: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
     if prompt is None:
         _converse(loaded, messages, sampling)
@@ -48,6 +46,12 @@ def answer(loaded: LoadedModel, messages: list[Message], sampling: Sampling) -> 
             pieces.append(piece)
             print(plain(piece), end="", flush=True)
     return "".join(pieces)
+
+
+def introduce(loaded: LoadedModel) -> str:
+    """One line on what answers, and with which backend."""
+    backend = f"{loaded.backend} on {loaded.device} ({loaded.reason})"
+    return one_line(f"{loaded.path.name}: {backend}, {loaded.bits_per_weight:.2f} bits")
 
 
 def describe(stats: GenerationStats) -> str:

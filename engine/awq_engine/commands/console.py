@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from awq_engine.sanitize import one_line
+from awq_engine.sanitize import one_line, plain
 
 
 def note(line: str) -> None:
-    """A line about progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """A line about progress, on stderr; control characters in it (names of files, say) never reach the terminal."""
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
