@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
+
 from awq_engine.checkpoint import Checkpoint
+from awq_engine.config import Method, RunConfig
 from awq_engine.plan import Plan
+from awq_engine.sanitize import one_line
 
 _CARD = """---
-base_model: {base}
+base_model: {quoted_base}
 library_name: transformers
 tags: [awq, int4, awq-tui]
 ---
 
 # {title}
 
-{base} quantized to {bits} bits with AWQ (activation-aware weight quantization) by awq-tui.
+{base} quantized to {bits} bits by awq-tui: {how}.
 
 | | |
 |---|---|
 | format | AutoAWQ GEMM, {symmetry}, group size {group_size} |
 | quantized | {quantized} linears in {blocks} decoder blocks, {bits_per_weight:.2f} bits per weight |
-| kept as they were | everything else: embeddings, norms, head{skipped} |
+| not quantized | {rest}{skipped} |
 | size | {before:.1f} MB to {after:.1f} MB |
-| method | {method}, preset {preset} |
+| method | {method} |
 | calibration | {calibration}, {samples} sequences of {seq_len} tokens |
 
 The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint does, and in `awq-tui chat`.
@@ -29,17 +33,32 @@ The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint doe
 """
 
 
+_REST = "embeddings, head and whatever else is not a linear layer"
+_WORDS = {
+    Method.AWQ: ("AWQ (activation-aware weight quantization)", f"{_REST}; norms carry the folded scales"),
+    Method.RTN: ("each weight rounded to nearest, stored in the AWQ format", f"{_REST}, all as it was"),
+}
+"""How the integers were chosen, and what became of everything else."""
+
+
 def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     """The README.md of the output folder."""
     config = plan.config
-    skipped = f", and {len(plan.skipped)} linears that the format cannot hold" if plan.skipped else ""
-    base = checkpoint.config.get("_name_or_path") or config.model.rstrip("/").rpartition("/")[2]
-    if "/" in config.model and not config.model.startswith((".", "/", "~")):
-        base = config.model.partition("@")[0]
+    base = one_line(_base_name(config, checkpoint))
+    how, rest = _WORDS[config.method]
+    skipped = f"; also {len(plan.skipped)} linears that the format cannot hold" if plan.skipped else ""
     return _CARD.format(
-        base=base, title=f"{str(base).rpartition('/')[2]} AWQ", bits=config.bits, group_size=config.group_size,
-        symmetry="symmetric" if config.symmetric else "asymmetric", quantized=len(plan.linears),
-        blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight, skipped=skipped,
-        before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6, method=config.method.value,
-        preset=config.preset.value, calibration=config.calibration, samples=config.samples, seq_len=config.seq_len,
+        base=base, quoted_base=json.dumps(base, ensure_ascii=False), title=f"{base.rpartition('/')[2]} AWQ", how=how,
+        bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
+        quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
+        rest=rest, skipped=skipped, before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
+        method="rounded to nearest" if config.method is Method.RTN else f"awq, preset {config.preset.value}",
+        calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,
     )  # fmt: skip
+
+
+def _base_name(config: RunConfig, checkpoint: Checkpoint) -> str:
+    """The Hub id when one was asked for, else what the model calls itself or its folder."""
+    if "/" in config.model and not config.model.startswith((".", "/", "~")):
+        return config.model.partition("@")[0]
+    return str(checkpoint.config.get("_name_or_path") or config.model.rstrip("/").rpartition("/")[2])
