@@ -73,6 +73,16 @@ def load_documents(spec: str, tokenizer: ChatTokenizer, max_chars: int, builtin:
     return Documents(texts, documents.source, documents.detail)
 
 
+def absolute_spec(spec: str) -> str:
+    """`spec` so that it means the same in every folder; `BadInputError` for a file that does not exist."""
+    if spec == "builtin" or spec.startswith("hub:"):
+        return spec
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise BadInputError(f"There is no text {path}; give builtin, a file, a folder or hub:DATASET.")
+    return str(path.absolute())
+
+
 def _load_folder(folder: Path, tokenizer: ChatTokenizer) -> Documents:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     usable = [path for path in files if path.suffix in SUFFIXES]
@@ -93,7 +103,7 @@ def _load_file(path: Path, tokenizer: ChatTokenizer) -> Documents:
         if path.suffix == ".parquet":
             return _load_parquet(path, tokenizer)
         pieces, detail = _read_pieces(path)
-        texts = [piece.decode() for piece in pieces]
+        texts = [piece.decode("utf-8-sig") for piece in pieces]  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise BadInputError(
             f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at {error.start}); convert it first."

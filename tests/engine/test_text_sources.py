@@ -214,3 +214,10 @@ def test_dataset_without_the_package_says_what_to_install(monkeypatch: pytest.Mo
 def test_malformed_dataset_spec_shows_the_form(spec: str) -> None:
     with pytest.raises(UsageError, match=r"not of the form hub:DATASET"):
         load(spec)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "day"}', encoding="utf-8-sig")
+    expected = "day" if name == "a.jsonl" else '{"text": "day"}'
+    assert load(tmp_path / name).texts == [expected]
