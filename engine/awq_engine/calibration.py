@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from awq_engine.builtin_text import calibration_documents
-from awq_engine.errors import BadInputError
+from awq_engine.errors import BadInputError, UsageError
 from awq_engine.text_sources import Documents, load_documents
 
 CHARS_PER_TOKEN = 8
@@ -41,9 +41,14 @@ class TokenStream:
     """What was not tokenized, as a clause; empty when everything was."""
 
     def fitting(self, seq_len: int) -> int:
-        """How many disjoint windows of `seq_len` tokens the stream gives."""
+        """How many disjoint windows of `seq_len` tokens the stream gives; `UsageError` if nothing fits in a window."""
         body = seq_len - (self.bos is not None)
-        return len(self.ids) // body if body > 0 else 0
+        if body < 1:
+            raise UsageError(
+                f"A sequence length of {seq_len} leaves no room after the begin-of-text token; use --seq-len {SHORTEST} "
+                "or more."
+            )
+        return len(self.ids) // body
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def load_calibration(spec: str, tokenizer: Any, samples: int, seq_len: int) -> C
 
     Raises:
         BadInputError: the text cannot be read, or has too few tokens; says how many were needed and found.
+        UsageError: `seq_len` has no room for text.
         UsageError, NetworkError: from `text_sources.load_documents`.
     """
     stream = read_tokens(spec, tokenizer, samples * seq_len, calibration_documents)
@@ -118,6 +124,16 @@ def first_documents(texts: list[str], max_chars: int) -> list[str]:
     """The documents from the front that make up `max_chars` characters, or all of them."""
     before = accumulate(map(len, texts), initial=0)
     return [text for text, start in zip(texts, before, strict=False) if start < max_chars]
+
+
+def check_vocabulary(ids: torch.Tensor, size: int) -> None:
+    """Refuse token ids that the model's embedding of `size` rows does not have (`BadInputError`)."""
+    largest = int(ids.max())
+    if largest >= size:
+        raise BadInputError(
+            f"The tokenizer of this model makes token {largest}, but its embedding has only {size} rows; the tokenizer "
+            "belongs to another model."
+        )
 
 
 def thin(texts: list[str], max_chars: int) -> list[str]:

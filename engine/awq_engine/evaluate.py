@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from awq_engine.builtin_text import evaluation_documents
-from awq_engine.calibration import cut_windows, read_tokens
+from awq_engine.calibration import check_vocabulary, cut_windows, read_tokens
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model
 
@@ -40,7 +40,8 @@ class EvalResult:
     nll: float
     nll_error: float | None
     """Standard error of `nll` over the windows; None with a single window."""
-    perplexity: float
+    perplexity: float | None
+    """None when it is too large for a float, as that of a broken model."""
     tokens: int
     """Predicted tokens."""
     seq_len: int
@@ -84,12 +85,18 @@ def evaluate(
         max_tokens: fewer windows are taken when the text is shorter; at least one must fit.
     Raises:
         BadInputError: a folder or the text cannot be used, or the two models have different vocabularies.
-        UsageError: `seq_len` is longer than the model's context, or the device is not there.
+        UsageError: `seq_len` is longer than the model's context, `max_tokens` is not positive, or the device is not
+            there.
     """
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, not {max_tokens}.")
     quantized = _load(model, device, backend)
     _check_length(quantized, seq_len)
     windows, source = _load_windows(text, quantized.tokenizer, seq_len, max_tokens)
+    _check_tokens(quantized, windows)
     original = _load(against, device, backend) if against else None
+    if original:
+        _check_tokens(original, windows)
     scores = []
     for number, score in enumerate(_score(quantized, original, windows), 1):
         scores.append(score)
@@ -108,6 +115,11 @@ def _check_length(model: LoadedModel, seq_len: int) -> None:
     limit = model.context_length
     if seq_len < 2 or (limit is not None and seq_len > limit):
         raise UsageError(f"A sequence length of {seq_len} cannot be evaluated; this model takes 2 to {limit} tokens.")
+
+
+def _check_tokens(model: LoadedModel, windows: torch.Tensor) -> None:
+    embedding: Any = model.model.get_input_embeddings()
+    check_vocabulary(windows, embedding.num_embeddings)
 
 
 def _load_windows(text: str, tokenizer: Any, seq_len: int, max_tokens: int) -> tuple[torch.Tensor, str]:
@@ -166,7 +178,7 @@ def _summarize(
     nll, nll_error = _mean_and_error([score.nll for score in scores])
     seq_len = windows.shape[1]
     result = EvalResult(
-        nll, nll_error, math.exp(nll), len(windows) * (seq_len - 1), seq_len, source, str(model),
+        nll, nll_error, perplexity(nll), len(windows) * (seq_len - 1), seq_len, source, str(model),
         str(against) if against else None,
     )  # fmt: skip
     if against is None:
@@ -175,9 +187,17 @@ def _summarize(
     kl, kl_error = _mean_and_error([score.kl for score in scores])
     agreement, _ = _mean_and_error([score.top1_agreement for score in scores])
     return dataclasses.replace(
-        result, nll_original=nll_original, perplexity_original=math.exp(nll_original), kl=kl, kl_error=kl_error,
+        result, nll_original=nll_original, perplexity_original=perplexity(nll_original), kl=kl, kl_error=kl_error,
         top1_agreement=agreement,
     )  # fmt: skip
+
+
+def perplexity(nll: float) -> float | None:
+    """exp(nll), or None where a float cannot hold it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return None
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float | None]:

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_engine import calibration
-from awq_engine.calibration import TokenStream, cut_windows, first_documents, load_calibration, thin
-from awq_engine.errors import BadInputError
+from awq_engine.calibration import (
+    TokenStream,
+    check_vocabulary,
+    cut_windows,
+    first_documents,
+    load_calibration,
+    thin,
+)
+from awq_engine.errors import BadInputError, UsageError
 from awq_engine.runtime import load_tokenizer
 from tests.engine.rounded_checkpoint import demo_model
 
@@ -84,6 +92,19 @@ def test_too_few_tokens_says_needed_found_and_what_would_fit(tmp_path: Path) -> 
     message = str(caught.value)
     assert "has 1200 tokens, but 128 samples of 512 need 65536; use --samples 2 or a longer text." in message
     assert load_calibration(spec, Letters(bos=None), samples=2, seq_len=512).ids.shape == (2, 512)
+
+
+def test_window_without_room_for_text_says_so(tmp_path: Path) -> None:
+    spec = text_file(tmp_path, "abc")
+    with pytest.raises(UsageError, match="length of 1 leaves no room after the begin-of-text token"):
+        load_calibration(spec, Letters(), samples=1, seq_len=1)
+    assert load_calibration(spec, Letters(bos=None), samples=1, seq_len=1).ids.tolist() == [[ord("a")]]
+
+
+def test_tokens_that_the_embedding_lacks_are_refused() -> None:
+    check_vocabulary(torch.tensor([[0, 95]]), 96)
+    with pytest.raises(BadInputError, match="makes token 96, but its embedding has only 96 rows"):
+        check_vocabulary(torch.tensor([[0, 96]]), 96)
 
 
 @given(st.integers(0, 3000), st.integers(1, 64), st.integers(2, 256), st.booleans())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from awq_engine import cli
+from awq_engine.commands.console import result_json
+from awq_engine.commands.evaluate import describe
 from awq_engine.errors import BadInputError, UsageError
-from awq_engine.evaluate import EvalResult, compare, evaluate
+from awq_engine.evaluate import EvalResult, compare, evaluate, perplexity
 from awq_engine.runtime import load_tokenizer
 from tests.engine.rounded_checkpoint import demo_model, write_float_folder
 
@@ -101,3 +107,39 @@ def test_models_of_different_vocabularies_cannot_be_compared(tmp_path: Path) -> 
     other = write_float_folder(tmp_path / "other", vocab_size=4096)
     with pytest.raises(BadInputError, match=r"a vocabulary of 2048 tokens and .* one of 4096"):
         evaluate(demo_model(), against=other, seq_len=SEQ_LEN, max_tokens=SEQ_LEN, device="cpu")
+
+
+def test_perplexity_too_large_for_a_float_is_null_and_said(
+    found: EvalResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert perplexity(710) is None
+    broken = dataclasses.replace(found, nll=710.0, perplexity=perplexity(710), perplexity_original=perplexity(710))
+    assert "perplexity  too large" in describe(broken)
+    assert "original    perplexity too large, nll" in describe(broken)
+    result_json(broken.to_json())
+    assert json.loads(capsys.readouterr().out)["perplexity"] is None
+
+
+def test_what_is_not_a_number_never_reaches_json() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        result_json({"nll": math.nan})
+
+
+@pytest.mark.parametrize("max_tokens", [0, -5])
+def test_no_tokens_is_a_usage_error(max_tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"--max-tokens must be at least 1, not {max_tokens}"):
+        evaluate(demo_model(), max_tokens=max_tokens, device="cpu")
+
+
+def test_absent_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(demo_model()), "--text", "nosuch.txt"]) == 2
+    assert "There is no text nosuch.txt; give builtin" in capsys.readouterr().err
+
+
+def test_tokenizer_of_a_bigger_model_is_refused(tmp_path: Path) -> None:
+    small = write_float_folder(tmp_path / "small", vocab_size=96)
+    for file in demo_model().glob("tokenizer*"):
+        shutil.copy(file, small)
+    for model, against in ((small, None), (demo_model(), small)):
+        with pytest.raises(BadInputError, match=r"makes token \d+, but its embedding has only 96 rows"):
+            evaluate(model, against=against, seq_len=SEQ_LEN, max_tokens=SEQ_LEN, device="cpu")

@@ -22,7 +22,7 @@ def result(text: str) -> None:
 
 def result_json(data: dict[str, Any]) -> None:
     """The one JSON object a `--json` command prints, on stdout."""
-    print(json.dumps(data, ensure_ascii=True), flush=True)
+    print(json.dumps(data, ensure_ascii=True, allow_nan=False), flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
