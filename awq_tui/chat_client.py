@@ -117,7 +117,7 @@ class ChatClient:
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log,
-            limit=MAX_LINE, env={**os.environ, **quiet},
+            limit=MAX_LINE, env={**QUIET_THREADS, **os.environ, **quiet},
         )  # fmt: skip
 
     async def replies(self) -> AsyncIterator[Reply]:

@@ -69,6 +69,7 @@ class RunConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     seed: int = 0
+    """Of the random scales that folds are probed with; nothing else is left to chance."""
     overwrite: bool = False
     """Replace an existing output folder, once the new one is complete."""
     threads: int = 0

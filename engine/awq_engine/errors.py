@@ -71,6 +71,10 @@ class InterruptedRunError(AwqError):
     exit_code = ExitCode.INTERRUPTED
 
 
+_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
+"""What torch says in a RuntimeError, by platform and device."""
+
+
 def as_known_error(error: BaseException) -> AwqError | None:
     """The error as one of ours, if it is one or means one (disk or memory full); None for a bug."""
     if isinstance(error, AwqError):
@@ -78,7 +82,6 @@ def as_known_error(error: BaseException) -> AwqError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return ResourceError(f"The disk is full{where}; free some space and try again.")
-    out_of_memory = "not enough memory" in str(error) or "out of memory" in str(error)  # torch raises RuntimeError
-    if isinstance(error, MemoryError) or out_of_memory:
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
         return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
     return None

@@ -39,7 +39,9 @@ class Journal:
         """Append one event; a durable one is on disk when this returns."""
         self._seq += 1
         record = Record(self._seq, self._clock(), event)
-        self._file.write(json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(record.to_json(), separators=(",", ":")).encode() + b"\n"
+        while line:  # an unbuffered write may take only a part
+            line = line[self._file.write(line) :]
         if event.durable:
             os.fsync(self._file.fileno())
 
@@ -59,7 +61,6 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._rest = b""
         self.skipped = 0
         """Lines that could not be read (corrupt, or written by a newer version)."""
 
@@ -68,12 +69,12 @@ class JournalReader:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                data = self._rest + file.read()
-                self._offset = file.tell()
+                data = file.read()
         except FileNotFoundError:
             return []
-        *lines, self._rest = data.split(b"\n")
-        return list(self._parse(lines))
+        complete = data.rfind(b"\n") + 1  # a torn line is read again: its writer may have died and the next cut it off
+        self._offset += complete
+        return list(self._parse(data[:complete].split(b"\n")))
 
     def _parse(self, lines: list[bytes]) -> Iterator[Record]:
         for line in lines:

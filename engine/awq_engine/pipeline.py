@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from awq_engine import events as e
-from awq_engine.calibration import Calibration
+from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
 from awq_engine.checkpoint import read_checkpoint
@@ -34,7 +34,7 @@ from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.journal import EventSink
 from awq_engine.models import resolve_model
-from awq_engine.output import check_run
+from awq_engine.output import check_output, check_run
 from awq_engine.pack import pack_awq, unpack_awq
 from awq_engine.plan import Plan, make_plan
 from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
@@ -87,6 +87,9 @@ def execute(run: Run, emit: EventSink) -> None:
 def quantize_blocks(run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> BlockInputs:
     """Quantize every block that is not done yet; return the probe as it leaves the last block."""
     batches = list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
+    with skeleton.loaded_outer() as outer:
+        _refuse_non_finite(outer, "")
+        check_vocabulary(ids, outer.get_input_embeddings().num_embeddings)  # pyright: ignore
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
     inputs = capture_inputs(skeleton, batches, progress)
     streams = _Streams(plan.config, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
@@ -234,7 +237,7 @@ def write_output(
     output = Path(plan.config.output)
     blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
     tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears})
-    with staging_folder(output) as staging:
+    with staging_folder(run.staging(output)) as staging:
         write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
         state = replay(run.records())
         result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
@@ -244,6 +247,7 @@ def write_output(
         expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
         emit(verify_output(staging, probe_ids, expected, skeleton.device))
         _raise_if_cancelled(run)
+        check_output(output, skeleton.checkpoint.path, plan.config.overwrite)  # another run may have been faster
         publish(staging, output)
     emit(e.RunFinished(result))
     shutil.rmtree(run.blocks_dir, ignore_errors=True)
@@ -341,7 +345,6 @@ def _raise_if_cancelled(run: Run) -> None:
 
 def _refuse_non_finite(block: nn.Module, name: str) -> None:
     for parameter_name, parameter in block.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise BadInputError(
-                f"The tensor {name}.{parameter_name} holds NaN or infinite values; the model is damaged."
-            )
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            full_name = f"{name}.{parameter_name}".lstrip(".")
+            raise BadInputError(f"The tensor {full_name} holds NaN or infinite values; the model is damaged.")

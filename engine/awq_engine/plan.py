@@ -58,6 +58,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     """Decide what to quantize; raises `BadInputError` naming what cannot work and what would."""
     checkpoint = skeleton.checkpoint
     refuse_quantized(checkpoint)
+    refuse_mismatch(skeleton)
     linears, skipped = _choose_linears(skeleton)
     spec = QuantSpec(config.bits, config.group_size, config.symmetric)
     if problem := group_problem([(f"{x.key}.weight", x.in_features) for x in linears], config.group_size):
@@ -100,6 +101,31 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     if checkpoint.quantization is not None:
         method = checkpoint.quantization.get("quant_method", "some method")
         raise BadInputError(f"{checkpoint.path} is already quantized ({method}); quantize the original model instead.")
+
+
+def refuse_mismatch(skeleton: Skeleton) -> None:
+    """Raise `BadInputError` where config.json and the stored tensors disagree, or experts are stored fused."""
+    stored, parameters = skeleton.checkpoint.tensors, dict(skeleton.model.named_parameters(remove_duplicate=False))
+    where = skeleton.checkpoint.path
+    for name, key in skeleton.plain_keys.items():
+        if name in parameters and (shape := tuple(parameters[name].shape)) != stored[key].shape:
+            raise BadInputError(
+                f"The tensor {key} in {where} has shape {list(stored[key].shape)}, but config.json describes "
+                f"{list(shape)}; the two do not belong together."
+            )
+    loaded = set(skeleton.targets.values()) | set(getattr(skeleton.model, "all_tied_weights_keys", None) or ())
+    present = {id(parameter) for name, parameter in parameters.items() if name in loaded}  # ties share an object
+    missing = [name for name, parameter in parameters.items() if name not in loaded and id(parameter) not in present]
+    if missing:
+        raise BadInputError(f"The weights in {where} lack the tensor '{missing[0]}' that config.json calls for.")
+    prefix = skeleton.blocks_name + "."
+    fused = [name for name, parameter in parameters.items() if name.startswith(prefix) and parameter.ndim > 2]
+    fused = [name for name in fused if "expert" in name]
+    if fused:
+        raise BadInputError(
+            f"{where} is a mixture of experts ({fused[0]}); quantizing experts is not supported yet, and an output "
+            "with most of its weights left out would be of no use."
+        )
 
 
 def bits_per_weight(linears: list[LinearPlan], spec: QuantSpec) -> float:

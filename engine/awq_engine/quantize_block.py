@@ -200,7 +200,9 @@ def _linear(job: BlockJob, name: str) -> nn.Linear:
 def _fold_group(job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics) -> None:
     """Find the fold of one group, choose its scale, apply it and keep it only if the function is unchanged."""
     job.checkpoint_cancel()
-    probe = find_fold(job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim)
+    probe = find_fold(
+        job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim, job.config.seed
+    )
     accepted = probe.fold is not None
     reason = "" if accepted else "no earlier module cancels a channel scale"
     job.emit(e.FoldTested(job.index, probe.producer, list(group.consumers), accepted, probe.error, reason))

@@ -47,13 +47,17 @@ class RunStatus(StrEnum):
         return self in (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 
 
+QUIET_THREADS = {"GOMP_SPINCOUNT": "0"}
+"""Environment of processes that compute: idle OpenMP threads sleep instead of spinning. On a busy machine spinning cost
+the bundled model nine tenths of its chat speed."""
+
 _ENDINGS = {RunFinished: RunStatus.DONE, RunCancelled: RunStatus.CANCELLED, RunFailed: RunStatus.FAILED}
 
 
 def home() -> Path:
     """Where runs and settings live: `AWQ_TUI_HOME`, or the platform's user data folder."""
     override = os.environ.get("AWQ_TUI_HOME")
-    return Path(override).expanduser() if override else platformdirs.user_data_path("awq-tui")
+    return Path(override).expanduser().absolute() if override else platformdirs.user_data_path("awq-tui")
 
 
 def runs_dir() -> Path:
@@ -140,19 +144,30 @@ class Run:
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
 
+    def staging(self, output: Path) -> Path:
+        """Where this run assembles `output`: beside it, under a name of its own."""
+        return output.with_name(f".{output.name}.{self.id}.partial")
+
     def remove(self) -> None:
-        """Delete the run directory (never the output folder); refused while it runs."""
+        """Delete the run directory and what it left half assembled (never the output); refused while it runs."""
         if self.is_locked():
             raise UsageError(f"Run {self.id} is still running; cancel it first (awq-tui cancel {self.id}).")
+        with contextlib.suppress(BadInputError):
+            shutil.rmtree(self.staging(Path(self.config().output)), ignore_errors=True)
         shutil.rmtree(self.path)
 
 
 def create_run(config: RunConfig) -> Run:
     """Make a new private run directory holding the request."""
     root = runs_dir()
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    run = Run(_claim_directory(root, _slug(config)))
-    run.blocks_dir.mkdir(mode=0o700)
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run = Run(_claim_directory(root, _slug(config)))
+        run.blocks_dir.mkdir(mode=0o700)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"Runs cannot be kept in {root} ({error.strerror}); set AWQ_TUI_HOME to a folder of yours."
+        ) from error
     write_atomically(run.path / "run.json", RunFile(run.id, config, time.time()).dumps().encode())
     return run
 
@@ -186,7 +201,12 @@ def spawn_engine(run: Run) -> subprocess.Popen[bytes]:
     """
     descriptor = run.take_lock()
     run.clear_cancel()
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **QUIET_THREADS,
+        **os.environ,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     try:
         with run.log_path.open("ab") as log:
             return subprocess.Popen(

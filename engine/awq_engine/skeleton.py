@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.errors import BadInputError
+from awq_engine.errors import BadInputError, as_known_error
 
 
 @dataclass
@@ -132,10 +132,11 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     with _parameters_on_meta():
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInputError(
-                f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {error}"
-            ) from error
+        except Exception as error:
+            if known := as_known_error(error):
+                raise known from error
+            why = _first_line(error)
+            raise BadInputError(f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {why}") from error
     model.eval().requires_grad_(False)
     targets, plain = _map_keys(model, checkpoint)
     return Skeleton(model, checkpoint, _find_blocks(model), targets, plain, torch.float32, torch.device(device))
@@ -161,7 +162,9 @@ def _known_model_types() -> set[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    """What an error says, in one line: the first, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _find_blocks(model: nn.Module) -> str:

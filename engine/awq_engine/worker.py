@@ -6,6 +6,7 @@ It inherits the run's lock, appends to the run's journal, and ends with one of `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -54,10 +55,12 @@ def _work(run: Run, emit: EventSink) -> int:
 
 def _fail(run: Run, emit: EventSink, error: BaseException) -> int:
     """Say what went wrong in the journal; details go to the engine's log."""
-    traceback.print_exc()
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
     known = as_known_error(error)
     if known is not None:
-        emit(e.RunFailed(str(known), int(known.exit_code)))
+        with contextlib.suppress(OSError):  # the disk may be full: then the exit code alone has to say so
+            emit(e.RunFailed(str(known), int(known.exit_code)))
         return int(known.exit_code)
     where = write_crash_report(error)
     message = f"A bug in awq-tui stopped the run ({type(error).__name__}: {error}); the report is in {where}."

@@ -68,9 +68,8 @@ def output_tensors(checkpoint: Checkpoint, block_files: Iterable[Path], quantize
 
 
 @contextlib.contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to assemble it in; what was not published under its final name is removed."""
-    staging = output.with_name(f".{output.name}.partial")
+def staging_folder(staging: Path) -> Iterator[Path]:
+    """The folder to assemble the output in; what was not published under its final name is removed."""
     shutil.rmtree(staging, ignore_errors=True)  # of an engine that was killed
     staging.mkdir(parents=True)
     try:
@@ -125,7 +124,7 @@ def publish(staging: Path, output: Path) -> None:
     for file in staging.iterdir():
         _sync_file(file)
     sync_directory(staging)
-    retired = output.with_name(f".{output.name}.replaced")
+    retired = staging.with_suffix(".replaced")
     shutil.rmtree(retired, ignore_errors=True)
     if output.exists():
         output.rename(retired)

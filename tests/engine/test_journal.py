@@ -32,6 +32,20 @@ def test_numbers_go_on_after_reopening(path: Path) -> None:
     assert messages(path) == ["a", "b", "c"]
 
 
+def test_reader_loses_nothing_when_a_torn_line_is_cut_off_under_it(path: Path) -> None:
+    with Journal(path) as journal:
+        journal(Warned("whole"))
+    reader = JournalReader(path)
+    with path.open("ab") as file:
+        file.write(b'{"seq":2,"time":1.0,"kind":"war')
+    assert len(reader.read()) == 1
+    with Journal(path) as journal:
+        for message in ("b", "c", "d"):
+            journal(Warned(message))
+    assert [record.event for record in reader.read()] == [Warned("b"), Warned("c"), Warned("d")]
+    assert reader.skipped == 0
+
+
 def test_torn_last_line_is_cut_off_wherever_it_was_torn(path: Path) -> None:
     with Journal(path) as journal:
         journal(Warned("whole"))

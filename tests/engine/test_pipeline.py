@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
+from transformers import MixtralConfig
 
 from awq_engine import quantize_block
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Method, Preset, RunConfig
-from awq_engine.errors import BadInputError, InterruptedRunError
+from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
@@ -333,3 +334,58 @@ def test_no_graph_is_built(make_run: Callable[..., Run]):
 
     assert enabled
     assert not any(enabled)
+
+
+def test_two_runs_never_replace_each_other(make_run: Callable[..., Run]):
+    """The second of two runs with one output ends with a sentence; the first one's model stays."""
+    first, second = make_run(), make_run()
+
+    class FinishTheOtherFirst(Journal):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, Verified):
+                finish(first)
+
+    with FinishTheOtherFirst(second.journal_path) as emit, pytest.raises(UsageError, match="exists already"):
+        execute(second, emit)
+    output = Path(first.config().output)
+
+    assert read_report(output)["result"]["run_id"] == first.id
+    assert [path.name for path in output.parent.glob(".*")] == []
+
+
+def test_infinite_value_outside_the_blocks(make_run: Callable[..., Run], tmp_path: Path):
+    """The final norm and the embeddings are looked at before any block is quantized."""
+    model = write_tiny_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("inf")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    run = make_run(model=str(model))
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"model\.norm\.weight"):
+        execute(run, emit)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 3), ("hidden_size", 128), ("vocab_size", 100)])
+def test_config_that_does_not_fit_the_weights(make_run: Callable[..., Run], tmp_path: Path, key: str, value: int):
+    """Missing and misshapen tensors are found while planning, and named."""
+    model = write_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, key: value}))
+    run = make_run(model=str(model))
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"tensor '?model\."):
+        execute(run, emit)
+    assert not any(record.event.kind() == "calibration_ready" for record in run.records())
+
+
+def test_mixture_of_experts_is_refused(make_run: Callable[..., Run], tmp_path: Path):
+    """Until experts can be quantized, the plan says so instead of leaving most of the model out."""
+    config = MixtralConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128,
+    )  # fmt: skip
+    run = make_run(model=str(write_tiny_model(tmp_path / "model", config)))
+
+    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match="mixture of experts"):
+        execute(run, emit)

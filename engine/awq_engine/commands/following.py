@@ -9,7 +9,7 @@ from __future__ import annotations
 from subprocess import Popen
 
 from awq_engine.commands.console import note
-from awq_engine.errors import AwqError, ExitCode, InterruptedRunError
+from awq_engine.errors import AwqError, ExitCode, InterruptedRunError, ResourceError
 from awq_engine.progress import ProgressLines, follow
 from awq_engine.runs import Run
 from awq_engine.sanitize import one_line
@@ -33,12 +33,12 @@ def attend(run: Run, engine: Popen[bytes]) -> RunState:
     Returns the state of a finished run; raises what any other end means.
     """
     try:
-        return _ended(run, _follow(run, engine))
+        return _ended(run, _follow(run, engine), engine)
     except KeyboardInterrupt:
         run.request_cancel()
         note("Cancelling: the engine stops after the present step (ctrl-c again leaves it to that).")
     try:
-        return _ended(run, _follow(run, engine, quiet=True))
+        return _ended(run, _follow(run, engine, quiet=True), engine)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run.id} is stopping; {_go_on(run)}.") from None
 
@@ -60,7 +60,7 @@ def _follow(run: Run, engine: Popen[bytes] | None, quiet: bool = False) -> RunSt
     return progress.state
 
 
-def _ended(run: Run, state: RunState) -> RunState:
+def _ended(run: Run, state: RunState, engine: Popen[bytes] | None = None) -> RunState:
     if state.phase is Phase.DONE and state.result is not None:
         return state
     if state.phase is Phase.FAILED and state.error is not None:
@@ -68,6 +68,8 @@ def _ended(run: Run, state: RunState) -> RunState:
     if state.phase is Phase.CANCELLED:
         done = f"{len(state.blocks)} of {state.n_blocks} blocks done" if state.n_blocks else "nothing done yet"
         raise InterruptedRunError(f"Run {run.id} was cancelled with {done}; {_go_on(run)}.")
+    if engine is not None and engine.returncode == ExitCode.NO_RESOURCES:  # not even its last event could be written
+        raise ResourceError(f"The disk with {run.path} is full; free some space, then {_go_on(run)}.")
     last_words = log_tail(run, lines=1)
     said = f" Its last words: {last_words[0]}" if last_words else ""
     raise AwqError(f"The engine of run {run.id} died (see {run.log_path}); {_go_on(run)}.{said}")
