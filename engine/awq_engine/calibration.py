@@ -45,8 +45,8 @@ class TokenStream:
         body = seq_len - (self.bos is not None)
         if body < 1:
             raise UsageError(
-                f"A sequence length of {seq_len} leaves no room after the begin-of-text token; use --seq-len {SHORTEST} "
-                "or more."
+                f"A sequence length of {seq_len} leaves no room after the begin-of-text token; "
+                f"use --seq-len {SHORTEST} or more."
             )
         return len(self.ids) // body
 

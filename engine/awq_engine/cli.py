@@ -12,11 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NoReturn
 
 from awq_engine.commands.console import result_json
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
 from awq_engine.crash import write_crash_report
-from awq_engine.errors import AwqError, ExitCode, as_known_error
+from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error
+from awq_engine.runs import QUIET_THREADS
 from awq_engine.sanitize import plain
 
 MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"
@@ -27,10 +29,14 @@ RUN = "a run id, the unique beginning of one, or 'latest'"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error becomes a sentence on stderr."""
     _never_fail_on_odd_characters()
+    os.environ.update({**QUIET_THREADS, **os.environ})
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed what is wrong, or the help
-        return stop.code if isinstance(stop.code, int) else ExitCode.BAD_INPUT
+        args = build_parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed the help or the version
+        return stop.code if isinstance(stop.code, int) else ExitCode.OK
+    except UsageError as error:
+        return _report(error, as_json="--json" in arguments)
     try:
         module, function = args.command.split(":")
         return getattr(importlib.import_module(f"awq_engine.commands.{module}"), function)(args)
@@ -43,9 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(_as_ours(error), as_json=getattr(args, "json", False))
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises what it finds wrong, so that it is reported as any other error; its commands' parsers do too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UsageError(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every command and option; a command names the function that carries it out."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="awq-tui",
         description="Quantize a language model with AWQ, watch it happen, inspect the result and chat with it.",
         epilog="Without a command, in a terminal, the app opens. Exit codes: 0 done, 1 our bug, 2 bad usage or input, "

@@ -77,7 +77,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
-        _check_choice("bits", self.bits, SUPPORTED_BITS)
+        _check_choice("bit width", self.bits, SUPPORTED_BITS)
         _check_choice("group size", self.group_size, GROUP_SIZES)
         for name, value in (("samples", self.samples), ("sequence length", self.seq_len)):
             if value < 1:

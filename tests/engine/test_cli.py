@@ -104,7 +104,7 @@ def test_starting_does_not_import_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--bits", "5"], "A bits of 5 is not supported; choose one of 4"),
+        (["--bits", "5"], "A bit width of 5 is not supported; choose one of 4"),
         (["--group-size", "100"], "choose one of 32, 64, 128, -1"),
         (["--samples", "0"], "samples must be at least 1"),
         (["--calibration", "absent.txt"], "There is no calibration text absent.txt"),
@@ -148,6 +148,24 @@ def test_failure_with_json_is_one_object_too(capsys: Capture) -> None:
     assert json.loads(captured.out)["exit_code"] == 2
     assert "is not a folder" in json.loads(captured.out)["error"]
     assert "is not a folder" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["quantize", "--json"], "required: MODEL"),
+        (["quantize", "m", "--bits", "four", "--json"], "invalid int value: 'four'"),
+        (["runs", "--json", "--no"], "unrecognized arguments: --no"),
+        (["--json", "bogus"], "invalid choice: 'bogus'"),
+    ],
+)
+def test_wrong_usage_with_json_is_one_object_too(capsys: Capture, arguments: list[str], part: str) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert (set(data), data["exit_code"]) == ({"error", "exit_code"}, 2)
+    assert part in data["error"]
+    assert part in captured.err
 
 
 def test_bug_writes_a_report_without_secrets(capsys: Capture, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
