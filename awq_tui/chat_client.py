@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from awq_engine.runs import QUIET_THREADS
+
 MODULE = "awq_engine.chat_worker"
 MAX_LINE = 10 << 20
 """Bytes; asyncio's default of 64 KiB is less than one long reply."""
