@@ -174,7 +174,10 @@ def _find_blocks(model: nn.Module) -> str:
         if isinstance(module, nn.ModuleList) and any(isinstance(m, nn.Linear) for m in module.modules())
     }
     if not sizes:
-        raise BadInputError(f"No list of decoder blocks with linear layers was found in {type(model).__name__}.")
+        raise BadInputError(
+            f"No list of decoder blocks with linear layers was found in {type(model).__name__}; architectures built from "
+            "other layers (such as GPT-2's Conv1D) cannot be quantized yet."
+        )
     return max(sizes, key=lambda name: sizes[name])
 
 
