@@ -26,6 +26,8 @@ RUNTIME_BYTES = 600 << 20
 """Resident memory of Python with torch and transformers loaded."""
 DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
+MEASURABLE_WORK = 1e10
+"""Float operations; the time of smaller runs is mostly fixed costs and tells nothing about larger ones."""
 GRID_PASSES = {Preset.FAST: 60, Preset.BALANCED: 64, Preset.BEST: 68}
 """Products of a weight with a Gram matrix per linear: 40 of the scale search, 20 of the clip search, then feedback."""
 FORWARD_PASSES = {Preset.FAST: 3, Preset.BALANCED: 8, Preset.BEST: 17}
@@ -265,7 +267,7 @@ def speed_of(run: Run, state: RunState) -> Speed | None:
     if state.plan is None or seconds <= 0:
         return None
     flops = work((_shape(linear) for linear in state.plan.linears), run.config())
-    return Speed(flops / seconds, f"measured in run {run.id}") if flops else None
+    return Speed(flops / seconds, f"measured in run {run.id}") if flops >= MEASURABLE_WORK else None
 
 
 def _shape(linear: dict[str, Any]) -> tuple[int, int]:

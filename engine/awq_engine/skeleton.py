@@ -175,7 +175,7 @@ def _find_blocks(model: nn.Module) -> str:
     }
     if not sizes:
         raise BadInputError(
-            f"No list of decoder blocks with linear layers was found in {type(model).__name__}; architectures built from "
+            f"No list of decoder blocks with linear layers was found in {type(model).__name__}; architectures made of "
             "other layers (such as GPT-2's Conv1D) cannot be quantized yet."
         )
     return max(sizes, key=lambda name: sizes[name])

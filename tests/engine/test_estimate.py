@@ -154,6 +154,12 @@ def test_speed_is_measured_from_the_newest_finished_run() -> None:
 
 
 @pytest.mark.usefixtures("runs_home")
+def test_tiny_runs_tell_nothing_about_speed() -> None:
+    finished_run(2.0, samples=1, seq_len=8)
+    assert measured_speed() is None
+
+
+@pytest.mark.usefixtures("runs_home")
 def test_speed_of_another_device_does_not_count() -> None:
     assert measured_speed() is None
     finished_run(2.0, device="cpu")
