@@ -40,7 +40,8 @@ class ChatScreen(SectionScreen):
         "the first token, and how much of the context is used. The model is unloaded when you leave this screen."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the reply; otherwise leave the chat."),
+        Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the reply."),
+        Binding("escape", "leave", "Leave", id="chat.leave", tooltip="Leave the chat, once no reply is coming."),
         Binding("ctrl+r", "again", "Again", id="chat.again", tooltip="Ask for another reply, or restart the model."),
         Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Forget this conversation and start another."),
         Binding("f2", "settings", "Sampling", id="chat.settings", tooltip="System prompt, temperature, length, seed."),
@@ -167,9 +168,10 @@ class ChatScreen(SectionScreen):
         self.refresh_bindings()
 
     async def action_stop(self) -> None:
-        if self.busy:
-            await self._client.cancel()
-        elif self.messages or self.query_one(Prompt).text.strip():
+        await self._client.cancel()
+
+    async def action_leave(self) -> None:
+        if self.messages or self.query_one(Prompt).text.strip():
             self.app.push_screen(ConfirmModal("Leave this chat? The conversation is not kept.", "Leave"), self._leave)
         else:
             await self.awq.action_back()
@@ -218,6 +220,8 @@ class ChatScreen(SectionScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only the keys that make sense now are in the footer."""
         allowed = {
+            "stop": self.busy,
+            "leave": not self.busy,
             "again": self._failed or (bool(self.messages) and not self.busy),
             "copy": any(message["role"] == "assistant" for message in self.messages),
         }
