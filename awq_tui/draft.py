@@ -40,7 +40,7 @@ FIELD_WORDS = {
     "samples": "samples",
     "sequence length": "seq-len",
     "Sequences of": "seq-len",
-    "bits": "bits",
+    "bit width": "bits",
 }
 
 
