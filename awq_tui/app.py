@@ -112,6 +112,7 @@ class AwqApp(App[None]):
 
     def __init__(self, run_id: str | None = None) -> None:
         super().__init__()
+        self._earlier_handlers: dict[int, Any] = {}
         self._run_id = run_id
         self.settings = load_settings()
         self._engines: list[subprocess.Popen[bytes]] = []
@@ -344,7 +345,13 @@ class AwqApp(App[None]):
 
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, handle)
+                self._earlier_handlers[number] = signal.signal(number, handle)
+
+    def on_unmount(self) -> None:
+        """Signals mean again what they meant before the app."""
+        for number, handler in self._earlier_handlers.items():
+            signal.signal(number, handler)
+        self._earlier_handlers.clear()
 
     def _handle_exception(self, error: Exception) -> None:
         """An exception nobody caught: keep a report, then let Textual restore the terminal and end."""

@@ -78,7 +78,7 @@ def test_dry_run_says_the_same_as_the_run_and_writes_nothing(
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "14 linears in 2 blocks" in text
-    assert f"measured in run {finished.data['run_id']}" in text
+    assert "a guess" in text  # a run this small tells nothing about the machine's speed
     assert sorted(at_work.rglob("*")) == before
 
 
