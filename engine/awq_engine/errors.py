@@ -85,3 +85,9 @@ def as_known_error(error: BaseException) -> AwqError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
         return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: the first, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

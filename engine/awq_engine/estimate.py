@@ -108,7 +108,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     found = block_linears(checkpoint)
     linears = [linear for linear in found if linear.packs]
     speed = speed or default_speed()
-    packed = sum(packed_bytes(linear, config) for linear in linears)
+    packed = sum(packed_bytes(linear.out_features, linear.in_features, config) for linear in linears)
     weights = sum(linear.numel for linear in linears)
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
@@ -147,10 +147,10 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
     return sorted(largest, key=lambda linear: linear.block)
 
 
-def packed_bytes(linear: BlockLinear, config: RunConfig) -> int:
+def packed_bytes(out_features: int, in_features: int, config: RunConfig) -> int:
     """Bytes of the integers, zero points and float16 scales of one quantized linear."""
-    groups = n_groups(linear.in_features, config.group_size)
-    return (linear.numel * config.bits + groups * linear.out_features * (config.bits + 16)) // 8
+    groups = n_groups(in_features, config.group_size)
+    return out_features * (in_features * config.bits + groups * (config.bits + 16)) // 8
 
 
 def n_groups(in_features: int, group_size: int) -> int:

@@ -27,7 +27,7 @@ from awq_engine.awq_config import AwqConfig
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.errors import BadInputError
 from awq_engine.pack import TENSORS, unpack_awq
-from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_engine.skeleton import Skeleton, build_skeleton, missing_tensor
 from awq_kernels.int_weight import IntWeight
 
 Read = Callable[[str], torch.Tensor]
@@ -102,13 +102,6 @@ def left_out(checkpoint: Checkpoint, model: PreTrainedModel, strangers: list[str
     return (f"{type(model).__name__} has no place for {len(strangers)} tensors, first {strangers[0]}; left out.",)
 
 
-def missing(checkpoint: Checkpoint, name: str) -> BadInputError:
-    """The error for a tensor that is not there."""
-    return BadInputError(
-        f"The weights in {checkpoint.path} lack the tensor '{name}' that the architecture needs; download it again."
-    )
-
-
 def _refuse_joined(skeleton: Skeleton, packed: Packed) -> None:
     """Quantized tensors that transformers joins into one (the experts of a mixture) have no linear to replace."""
     known = set(skeleton.plain_keys.values())
@@ -175,7 +168,7 @@ def _tie(model: PreTrainedModel, checkpoint: Checkpoint, head_is_quantized: bool
         model.tie_weights(missing_keys=absent)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise missing(checkpoint, name)
+            raise missing_tensor(checkpoint, name)
 
 
 def _bits_per_weight(packed: Packed) -> float:

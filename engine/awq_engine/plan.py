@@ -14,15 +14,13 @@ from torch import nn
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import estimate, group_problem
+from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem, packed_bytes
 from awq_engine.events import PlanReady
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
 from awq_engine.quantize import QuantSpec
 from awq_engine.skeleton import Skeleton, build_skeleton
 
-PACKED_PER_WORD = 8
-"""4-bit values in an int32; a linear's outputs must fill whole words."""
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 
 
@@ -68,6 +66,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
             f"Nothing in {checkpoint.path} can be quantized: {skipped[0][1] if skipped else 'no linears'}."
         )
     forecast = estimate(checkpoint, config)
+    replaced = sum(checkpoint.tensors[f"{x.key}.weight"].nbytes for x in linears)
+    packed = sum(packed_bytes(x.out_features, x.in_features, config) for x in linears)
     event = PlanReady(
         model=config.model,
         model_type=checkpoint.model_type,
@@ -79,8 +79,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         ],
         skipped=[list(pair) for pair in skipped],
         bytes_before=checkpoint.nbytes,
-        bytes_after=_bytes_after(checkpoint, linears, spec),
-        bits_per_weight=bits_per_weight(linears, spec),
+        bytes_after=checkpoint.nbytes - replaced + packed,
+        bits_per_weight=8 * packed / sum(x.out_features * x.in_features for x in linears),
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
     )
@@ -128,22 +128,6 @@ def refuse_mismatch(skeleton: Skeleton) -> None:
         )
 
 
-def bits_per_weight(linears: list[LinearPlan], spec: QuantSpec) -> float:
-    """Average over the quantized linears: integers, float16 scales and packed zero points."""
-    weights = sum(x.out_features * x.in_features for x in linears)
-    bits = sum(
-        x.out_features * (x.in_features * spec.bits + x.in_features // spec.group_of(x.in_features) * (16 + spec.bits))
-        for x in linears
-    )
-    return bits / weights
-
-
-def _bytes_after(checkpoint: Checkpoint, linears: list[LinearPlan], spec: QuantSpec) -> int:
-    replaced = sum(checkpoint.tensors[f"{x.key}.weight"].nbytes for x in linears)
-    weights = sum(x.out_features * x.in_features for x in linears)
-    return checkpoint.nbytes - replaced + round(weights * bits_per_weight(linears, spec) / 8)
-
-
 def _choose_linears(skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
     linears: list[LinearPlan] = []
     skipped: list[tuple[str, str]] = []
@@ -167,6 +151,6 @@ def _skip_reason(module: nn.Linear, key: str, checkpoint: Checkpoint) -> str | N
         return "stored fused with other weights in the checkpoint"
     if checkpoint.tensors[key].dtype not in FLOAT_DTYPES:
         return f"stored as {checkpoint.tensors[key].dtype}"
-    if module.out_features % PACKED_PER_WORD:
-        return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_PER_WORD}"
+    if module.out_features % PACKED_ALIGNMENT:
+        return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_ALIGNMENT}"
     return None

@@ -18,10 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from awq_engine.awq_config import AwqConfig, read_awq_config
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.errors import BadInputError, UsageError
+from awq_engine.errors import BadInputError, UsageError, first_line
 from awq_engine.linear import QuantizedLinear
-from awq_engine.placement import MakeLinear, left_out, missing, place_awq
-from awq_engine.skeleton import load_config
+from awq_engine.placement import MakeLinear, left_out, place_awq
+from awq_engine.skeleton import load_config, missing_tensor
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, choose, prepare
 from awq_kernels.int_weight import IntWeight
@@ -112,7 +112,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BadInputError(f"{path} has no tokenizer that can be used: {_first_line(error)}") from error
+        raise BadInputError(f"{path} has no tokenizer that can be used: {first_line(error)}") from error
 
 
 def pick_device(device: str) -> torch.device:
@@ -164,10 +164,10 @@ def _load_floats(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
             output_loading_info=True,
         )
     except Exception as error:
-        raise BadInputError(f"The model in {checkpoint.path} cannot be loaded: {_first_line(error)}") from error
+        raise BadInputError(f"The model in {checkpoint.path} cannot be loaded: {first_line(error)}") from error
     model, info = loaded
     if absent := sorted(info["missing_keys"]):
-        raise missing(checkpoint, absent[0])
+        raise missing_tensor(checkpoint, absent[0])
     notes = left_out(checkpoint, model, sorted(info["unexpected_keys"]))
     model.eval().requires_grad_(False).to(device)
     bits = 8 * checkpoint.nbytes / checkpoint.parameters
@@ -214,7 +214,3 @@ def _context_length(model: PreTrainedModel) -> int | None:
         if isinstance(found := getattr(config, field, None), int) and found > 0:
             return found
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -28,7 +28,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.errors import BadInputError, as_known_error
+from awq_engine.errors import BadInputError, as_known_error, first_line
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Skeleton:
         block = self.blocks[index]
         try:
             self._fill(self.block_keys(index))
-            _refuse_missing(block, self.block_name(index), self.checkpoint.path)
+            _refuse_missing(block, self.block_name(index), self.checkpoint)
             yield block
         finally:
             _empty_parameters(block)
@@ -87,7 +87,7 @@ class Skeleton:
             self.model.tie_weights()
             parameters = dict(self.model.named_parameters())
             if missing := [name for name in outer if name in parameters and parameters[name].is_meta]:
-                raise _missing_error(missing[0], self.checkpoint.path)
+                raise missing_tensor(self.checkpoint, missing[0])
             yield self.model
         finally:
             for name in outer:
@@ -135,7 +135,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
         except Exception as error:
             if known := as_known_error(error):
                 raise known from error
-            why = _first_line(error)
+            why = first_line(error)
             raise BadInputError(f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {why}") from error
     model.eval().requires_grad_(False)
     targets, plain = _map_keys(model, checkpoint)
@@ -152,19 +152,13 @@ def load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {_first_line(error)}") from error
+        raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {first_line(error)}") from error
 
 
 def _known_model_types() -> set[str]:
     from transformers import CONFIG_MAPPING
 
     return set(CONFIG_MAPPING.keys())
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says, in one line: the first, and the next where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _find_blocks(model: nn.Module) -> str:
@@ -196,15 +190,16 @@ def _map_keys(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str,
     return targets, plain
 
 
-def _refuse_missing(module: nn.Module, prefix: str, path: Path) -> None:
+def _refuse_missing(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
-            raise _missing_error(f"{prefix}.{name}", path)
+            raise missing_tensor(checkpoint, f"{prefix}.{name}")
 
 
-def _missing_error(name: str, path: Path) -> BadInputError:
+def missing_tensor(checkpoint: Checkpoint, name: str) -> BadInputError:
+    """The error for a tensor that is not there."""
     return BadInputError(
-        f"The weights in {path} lack the tensor '{name}' that the architecture needs; download it again."
+        f"The weights in {checkpoint.path} lack the tensor '{name}' that the architecture needs; download it again."
     )
 
 

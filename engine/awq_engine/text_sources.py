@@ -73,13 +73,13 @@ def load_documents(spec: str, tokenizer: ChatTokenizer, max_chars: int, builtin:
     return Documents(texts, documents.source, documents.detail)
 
 
-def absolute_spec(spec: str) -> str:
-    """`spec` so that it means the same in every folder; `BadInputError` for a file that does not exist."""
+def absolute_spec(spec: str, what: str = "text") -> str:
+    """`spec` so that it means the same in every folder; `BadInputError`, naming `what`, for a missing file."""
     if spec == "builtin" or spec.startswith("hub:"):
         return spec
     path = Path(spec).expanduser()
     if not path.exists():
-        raise BadInputError(f"There is no text {path}; give builtin, a file, a folder or hub:DATASET.")
+        raise BadInputError(f"There is no {what} {path}; give builtin, a file, a folder or hub:DATASET.")
     return str(path.absolute())
 
 

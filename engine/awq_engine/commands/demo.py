@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ REPLY_TOKENS = 240
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run everything and print one summary."""
+    from awq_engine.pipeline import peak_host_bytes
+
     started = time.monotonic()
     run, engine = start_demo()
     state = attend(run, engine)
@@ -33,8 +34,7 @@ def run_demo(args: argparse.Namespace) -> int:
     data["eval"] = _evaluate(output)
     data["chat"] = _chat(output)
     data["demo_seconds"] = round(time.monotonic() - started, 2)
-    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    data["peak_host_bytes"] = max(data["peak_host_bytes"], own_peak)
+    data["peak_host_bytes"] = max(data["peak_host_bytes"], peak_host_bytes())
     if args.json:
         result_json(data)
     else:

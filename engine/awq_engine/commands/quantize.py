@@ -18,6 +18,7 @@ from awq_engine.output import check_output, check_run, default_output
 from awq_engine.runs import Run, create_run, find_run, spawn_engine
 from awq_engine.sanitize import one_line
 from awq_engine.state import RunState
+from awq_engine.text_sources import absolute_spec
 
 
 def quantize(args: argparse.Namespace) -> int:
@@ -58,19 +59,9 @@ def config_of(args: argparse.Namespace) -> RunConfig:
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
         preset=Preset(args.preset), method=method, format=Format(args.format), samples=args.samples,
-        calibration=absolute_text_spec(args.calibration), seq_len=args.seq_len, device=args.device, seed=args.seed,
-        overwrite=args.overwrite, **shape,
+        calibration=absolute_spec(args.calibration, "calibration text"), seq_len=args.seq_len, device=args.device,
+        seed=args.seed, overwrite=args.overwrite, **shape,
     )  # fmt: skip
-
-
-def absolute_text_spec(spec: str) -> str:
-    """A text spec that means the same in every folder; a file must exist."""
-    if spec == "builtin" or spec.startswith("hub:"):
-        return spec
-    path = Path(spec).expanduser()
-    if not path.exists():
-        raise BadInputError(f"There is no calibration text {path}; give builtin, a file, a folder or hub:DATASET.")
-    return str(path.absolute())
 
 
 def check_before_start(config: RunConfig) -> None:
