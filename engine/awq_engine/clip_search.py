@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from awq_engine.quantize import QParams, QuantSpec, choose_qparams, group_ranges
+from awq_engine.quantize import QParams, choose_qparams, group_ranges
+from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
 SHRINK_STEPS = 10

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from awq_engine.quantize import QParams, QuantSpec
+from awq_engine.quantize import QParams
+from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
 DAMPING = 0.01

@@ -20,6 +20,7 @@ from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, Method, Preset, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.runs import Run, RunStatus, list_runs
+from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.state import RunState, replay
 
 RUNTIME_BYTES = 600 << 20
@@ -57,6 +58,11 @@ class BlockLinear:
     @property
     def numel(self) -> int:
         return self.out_features * self.in_features
+
+    @property
+    def key(self) -> str:
+        """Its name in the checkpoint, without `.weight`."""
+        return self.tensor.name.removesuffix(".weight")
 
     @property
     def packs(self) -> bool:
@@ -108,7 +114,9 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     found = block_linears(checkpoint)
     linears = [linear for linear in found if linear.packs]
     speed = speed or default_speed()
-    packed = sum(packed_bytes(linear.out_features, linear.in_features, config) for linear in linears)
+    packed = sum(
+        spec_of(config, linear.key).packed_bytes(linear.out_features, linear.in_features) for linear in linears
+    )
     weights = sum(linear.numel for linear in linears)
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
@@ -147,17 +155,6 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
     return sorted(largest, key=lambda linear: linear.block)
 
 
-def packed_bytes(out_features: int, in_features: int, config: RunConfig) -> int:
-    """Bytes of the integers, zero points and float16 scales of one quantized linear."""
-    groups = n_groups(in_features, config.group_size)
-    return out_features * (in_features * config.bits + groups * (config.bits + 16)) // 8
-
-
-def n_groups(in_features: int, group_size: int) -> int:
-    """Groups of one row; a `group_size` of -1 is the whole row."""
-    return 1 if group_size == -1 else -(-in_features // group_size)
-
-
 def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: RunConfig) -> list[str]:
     """Every reason why `config` cannot work on this model, as sentences; empty when it can."""
     if checkpoint.quantization is not None:
@@ -167,8 +164,8 @@ def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: Ru
         return [
             f"{checkpoint.path} has no numbered blocks with weights to quantize (model type {checkpoint.model_type})."
         ]
-    widths = [(linear.tensor.name, linear.in_features) for linear in linears]
-    found = [group_problem(widths, config.group_size), _context_problem(checkpoint, config)]
+    widths = [(linear.tensor.name, linear.in_features, spec_of(config, linear.key)) for linear in linears]
+    found = [group_problem(widths), _context_problem(checkpoint, config)]
     return [problem for problem in found if problem]
 
 
@@ -181,14 +178,14 @@ def _sizes_dividing(widths: set[int]) -> list[int]:
     return [size for size in GROUP_SIZES if size == -1 or all(width % size == 0 for width in widths)]
 
 
-def group_problem(widths: list[tuple[str, int]], group_size: int) -> str | None:
-    """Why a group size cannot work on linears of these (name, in_features), and which ones would; None when it can."""
-    misfits = [(name, width) for name, width in widths if group_size != -1 and width % group_size]
+def group_problem(linears: list[tuple[str, int, QuantSpec]]) -> str | None:
+    """Why a group size cannot work on linears (name, in_features, spec), and which ones would; None when it can."""
+    misfits = [(name, width, spec.group_size) for name, width, spec in linears if width % spec.group_of(width)]
     if not misfits:
         return None
-    (name, width), others = misfits[0], len(misfits) - 1
+    (name, width, group_size), others = misfits[0], len(misfits) - 1
     more = f" (and {others} more)" if others else ""
-    sizes = ", ".join(map(str, _sizes_dividing({width for _, width in widths})))
+    sizes = ", ".join(map(str, _sizes_dividing({width for _, width, _ in linears})))
     return (
         f"A group size of {group_size} does not divide the {width} inputs of {name}{more}; "
         f"choose a group size that fits every layer: {sizes}."

@@ -56,7 +56,7 @@ class PlanReady(Event):
     parameters: int
     n_blocks: int
     linears: list[dict[str, Any]]
-    """One per linear of every block: block, name (inside the block), out_features, in_features."""
+    """One per linear of every block: block, name (inside the block), out_features, in_features, bits, group_size."""
     skipped: list[list[str]]
     """[name, reason] of linears that stay as they are."""
     bytes_before: int

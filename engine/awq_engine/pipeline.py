@@ -167,9 +167,10 @@ def _block_job(
         key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{parameter}")
         return TORCH_DTYPES.get(skeleton.checkpoint.tensors[key].dtype) if key else None
 
+    specs = {linear.name: linear.spec for linear in plan.block_linears(index)}
     return BlockJob(
-        index=index, block=block, names=[linear.name for linear in plan.block_linears(index)], inputs=streams.inputs,
-        original=streams.original, probe=streams.probe, spec=plan.spec, config=plan.config,
+        index=index, block=block, specs=specs, inputs=streams.inputs,
+        original=streams.original, probe=streams.probe, config=plan.config,
         head_dim=head_dim(skeleton), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
     )  # fmt: skip
@@ -206,7 +207,7 @@ def install_block(
     parameters = dict(block.named_parameters())
     for linear in plan.block_linears(index):
         packed = {part: tensors[f"{linear.key}.{part}"] for part in ("qweight", "qzeros", "scales")}
-        weight = unpack_awq(packed, plan.spec.group_size, linear.key)
+        weight = unpack_awq(packed, linear.spec.group_size, linear.key)
         parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
     for name, parameter in parameters.items():
         key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{name}")

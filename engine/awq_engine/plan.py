@@ -14,12 +14,12 @@ from torch import nn
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem, packed_bytes
+from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem
 from awq_engine.events import PlanReady
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
-from awq_engine.quantize import QuantSpec
 from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_engine.spec import QuantSpec, spec_of
 
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 
@@ -35,6 +35,12 @@ class LinearPlan:
     """Its name in the checkpoint, without `.weight`."""
     out_features: int
     in_features: int
+    spec: QuantSpec
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the integers, steps and zero points."""
+        return self.spec.packed_bytes(self.out_features, self.in_features)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,6 @@ class Plan:
     """What a run will do."""
 
     config: RunConfig
-    spec: QuantSpec
     linears: tuple[LinearPlan, ...]
     skipped: tuple[tuple[str, str], ...]
     """(name, reason) of linears that are copied as they are."""
@@ -57,9 +62,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     checkpoint = skeleton.checkpoint
     refuse_quantized(checkpoint)
     refuse_mismatch(skeleton)
-    linears, skipped = _choose_linears(skeleton)
-    spec = QuantSpec(config.bits, config.group_size, config.symmetric)
-    if problem := group_problem([(f"{x.key}.weight", x.in_features) for x in linears], config.group_size):
+    linears, skipped = _choose_linears(config, skeleton)
+    if problem := group_problem([(f"{x.key}.weight", x.in_features, x.spec) for x in linears]):
         raise BadInputError(problem)
     if not linears:
         raise BadInputError(
@@ -67,14 +71,21 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         )
     forecast = estimate(checkpoint, config)
     replaced = sum(checkpoint.tensors[f"{x.key}.weight"].nbytes for x in linears)
-    packed = sum(packed_bytes(x.out_features, x.in_features, config) for x in linears)
+    packed = sum(x.packed_bytes for x in linears)
     event = PlanReady(
         model=config.model,
         model_type=checkpoint.model_type,
         parameters=checkpoint.parameters,
         n_blocks=len(skeleton.blocks),
         linears=[
-            {"block": x.block, "name": x.name, "out_features": x.out_features, "in_features": x.in_features}
+            {
+                "block": x.block,
+                "name": x.name,
+                "out_features": x.out_features,
+                "in_features": x.in_features,
+                "bits": x.spec.bits,
+                "group_size": x.spec.group_size,
+            }
             for x in linears
         ],
         skipped=[list(pair) for pair in skipped],
@@ -84,7 +95,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
     )
-    return Plan(config, spec, tuple(linears), tuple(skipped), event)
+    return Plan(config, tuple(linears), tuple(skipped), event)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def refuse_mismatch(skeleton: Skeleton) -> None:
         )
 
 
-def _choose_linears(skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
+def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
     linears: list[LinearPlan] = []
     skipped: list[tuple[str, str]] = []
     for index, block in enumerate(skeleton.blocks):
@@ -137,12 +148,12 @@ def _choose_linears(skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[st
                 continue
             path = f"{skeleton.block_name(index)}.{name}"
             key = skeleton.plain_keys.get(f"{path}.weight", "")
+            linear = key.removesuffix(".weight")
             if reason := _skip_reason(module, key, skeleton.checkpoint):
                 skipped.append((path, reason))
             else:
-                linears.append(
-                    LinearPlan(index, name, key.removesuffix(".weight"), module.out_features, module.in_features)
-                )
+                spec = spec_of(config, linear)
+                linears.append(LinearPlan(index, name, linear, module.out_features, module.in_features, spec))
     return linears, skipped
 
 

@@ -14,34 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
+from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16: a group of zeros gets it."""
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How finely to round."""
-
-    bits: int
-    group_size: int
-    """Inputs per group; -1 for the whole row."""
-    symmetric: bool
-
-    @property
-    def levels(self) -> int:
-        """The largest integer: 15 for 4 bits."""
-        return 2**self.bits - 1
-
-    def group_of(self, in_features: int) -> int:
-        """Inputs per group for a row of `in_features`."""
-        return in_features if self.group_size == -1 else self.group_size
-
-    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        """View [out, in] as [out, n_groups, group_size]."""
-        out_features, in_features = weight.shape
-        return weight.reshape(out_features, -1, self.group_of(in_features))
 
 
 @dataclass(frozen=True)

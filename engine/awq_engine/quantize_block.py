@@ -33,7 +33,6 @@ from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_f
 from awq_engine.histogram import histogram, scale_statistics
 from awq_engine.journal import EventSink
 from awq_engine.quantize import (
-    QuantSpec,
     choose_qparams,
     group_ranges,
     round_to_grid,
@@ -41,6 +40,7 @@ from awq_engine.quantize import (
     to_int_weight,
 )
 from awq_engine.scale_search import ScaleChoice, choose_scale
+from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, collect_statistics
 from awq_kernels.int_weight import IntWeight
 
@@ -56,15 +56,14 @@ class BlockJob:
 
     index: int
     block: nn.Module
-    names: list[str]
-    """Linears to quantize, by their names inside the block."""
+    specs: dict[str, QuantSpec]
+    """The linears to quantize, by their names inside the block, and how finely each is rounded."""
     inputs: BlockInputs
     """What the block reads: from the original model (`fast`) or from the quantized blocks before it."""
     original: BlockInputs | None
     """What the original block reads; only for `best`."""
     probe: BlockInputs
     """One short sequence that has passed through the quantized blocks."""
-    spec: QuantSpec
     config: RunConfig
     head_dim: int
     stored_dtype: Callable[[str], torch.dtype | None]
@@ -109,7 +108,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     originals = {name: p.data.clone() for name, p in job.block.named_parameters()}
     bench = _Bench(originals)
     teacher = copy.deepcopy(job.block) if job.original is not None else None
-    groups = input_groups(job.block, job.names, lambda: _probe_forward(job))
+    groups = input_groups(job.block, list(job.specs), lambda: _probe_forward(job))
     outputs: list[torch.Tensor] = []
     firsts = [_linear(job, group.consumers[0]) for group in groups]
     statistics = collect_statistics(firsts, lambda: outputs.extend(job.inputs.outputs(job.block, job.index)))
@@ -131,9 +130,9 @@ def quantize_block(job: BlockJob) -> BlockResult:
 
 def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: list[torch.Tensor]) -> float:
     """Block loss when nothing but rounding is done; the block is left as it was."""
-    for name in job.names:
+    for name, spec in job.specs.items():
         weight = _linear(job, name).weight.data
-        weight.copy_(round_to_nearest(weight, job.spec))
+        weight.copy_(round_to_nearest(weight, spec))
     loss = _check_loss(job, targets)
     _restore(job, bench)
     return loss
@@ -173,7 +172,7 @@ def _fall_back(
 
 def _changed_parameters(job: BlockJob, bench: _Bench) -> dict[str, torch.Tensor]:
     """What folds changed besides the weights that were quantized, as it will be stored."""
-    quantized = {f"{name}.weight" for name in job.names}
+    quantized = {f"{name}.weight" for name in job.specs}
     changed: dict[str, torch.Tensor] = {}
     for producer in dict.fromkeys(fold.producer for fold in bench.folds):
         for name, parameter in job.block.get_submodule(producer).named_parameters(prefix=producer, recurse=False):
@@ -209,7 +208,7 @@ def _fold_group(job: BlockJob, bench: _Bench, group: InputGroup, stats: InputSta
     if probe.fold is None:
         return
     weights = [bench.originals[f"{name}.weight"] for name in group.consumers]
-    choice = choose_scale(probe.fold, weights, stats, job.spec)
+    choice = choose_scale(probe.fold, weights, stats, [job.specs[name] for name in group.consumers])
     job.emit(_scale_event(job, probe.fold, choice))
     if _apply_fold(job, bench, probe.fold, choice.channel_scale):
         bench.alphas |= dict.fromkeys(group.consumers, choice.alpha)
@@ -304,7 +303,7 @@ def _round_linear(
         cross: E[x_present x_original^T] where drift is to be corrected.
     """
     started = time.perf_counter()
-    linear, spec = _linear(job, name), job.spec
+    linear, spec = _linear(job, name), job.specs[name]
     folded = linear.weight.data.clone()
     original = bench.originals[f"{name}.weight"]
     columns = bench.columns.get(name, _ones(linear.weight[0]))

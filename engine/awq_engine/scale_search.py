@@ -17,12 +17,16 @@ from dataclasses import dataclass
 import torch
 
 from awq_engine.folds import Fold
-from awq_engine.quantize import QuantSpec, round_to_nearest
+from awq_engine.quantize import round_to_nearest
+from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
 N_GRID = 20
 DEAD_CHANNEL = 1e-3
 """Channels quieter than this share of the mean count as this loud: silent ones would stretch the scale's range."""
+
+_Part = tuple[QuantSpec, torch.Tensor]
+"""Weights that are rounded alike, float32 [rows, in_features]."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,21 @@ class ScaleChoice:
     loss_after: float
 
 
-def choose_scale(fold: Fold, weights: list[torch.Tensor], statistics: InputStatistics, spec: QuantSpec) -> ScaleChoice:
+def choose_scale(
+    fold: Fold, weights: list[torch.Tensor], statistics: InputStatistics, specs: list[QuantSpec]
+) -> ScaleChoice:
     """Pick the channel scale that changes the consumers' outputs least once they are rounded.
 
     Args:
         weights: the consumers' weights, float32 [out_i, in_features].
         statistics: of the tensor they all read.
+        specs: how finely each of them will be rounded.
     """
-    weight = torch.cat(weights)
+    parts = _by_spec(weights, specs)
     act_mean = fold.reduce(statistics.act_mean).clamp(min=float(statistics.act_mean.mean()) * DEAD_CHANNEL)
-    w_mean = fold.reduce(relative_magnitude(weight, spec))
+    w_mean = fold.reduce(relative_magnitude(parts))
     identity = torch.ones_like(act_mean)
-    loss_before = best_loss = _loss(weight, identity, fold, statistics, spec)
+    loss_before = best_loss = _loss(parts, identity, fold, statistics)
     best, best_alpha, best_duo = identity, 0.0, False
     curve: list[list[float]] = []
     for step in range(N_GRID + 1):
@@ -59,7 +66,7 @@ def choose_scale(fold: Fold, weights: list[torch.Tensor], statistics: InputStati
         losses = []
         for duo in (False, True):
             scale = candidate_scale(act_mean, w_mean, alpha, duo)
-            loss = loss_before if step == 0 and not duo else _loss(weight, scale, fold, statistics, spec)
+            loss = loss_before if step == 0 and not duo else _loss(parts, scale, fold, statistics)
             losses.append(loss)
             if math.isfinite(loss) and loss < best_loss:
                 best, best_loss, best_alpha, best_duo = scale, loss, alpha, duo
@@ -77,14 +84,32 @@ def candidate_scale(act_mean: torch.Tensor, w_mean: torch.Tensor, alpha: float, 
     return torch.where(torch.isfinite(scale), scale, torch.ones_like(scale))
 
 
-def relative_magnitude(weight: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+def relative_magnitude(parts: list[_Part]) -> torch.Tensor:
     """Mean over the rows of |w| relative to the largest of its group: float32 [in_features]."""
-    groups = spec.grouped(weight.abs())
-    relative = groups / (groups.amax(-1, keepdim=True) + 1e-6)  # [out, n_groups, group_size]
-    return relative.mean(0).reshape(-1)
+    total = torch.zeros(parts[0][1].shape[1], device=parts[0][1].device)
+    for spec, weight in parts:
+        groups = spec.grouped(weight.abs())
+        relative = groups / (groups.amax(-1, keepdim=True) + 1e-6)  # [out, n_groups, group_size]
+        total += relative.sum(0).reshape(-1)
+    return total / _rows(parts)
 
 
-def _loss(weight: torch.Tensor, scale: torch.Tensor, fold: Fold, statistics: InputStatistics, spec: QuantSpec) -> float:
+def _by_spec(weights: list[torch.Tensor], specs: list[QuantSpec]) -> list[_Part]:
+    """The rows that are rounded alike, together."""
+    alike: dict[QuantSpec, list[torch.Tensor]] = {}
+    for weight, spec in zip(weights, specs, strict=True):
+        alike.setdefault(spec, []).append(weight)
+    return [(spec, torch.cat(rows)) for spec, rows in alike.items()]
+
+
+def _rows(parts: list[_Part]) -> int:
+    return sum(weight.shape[0] for _, weight in parts)
+
+
+def _loss(parts: list[_Part], scale: torch.Tensor, fold: Fold, statistics: InputStatistics) -> float:
     columns = fold.expand(scale)
-    rounded = round_to_nearest(weight * columns, spec).div_(columns)
-    return statistics.output_mse(rounded.sub_(weight))
+    total = 0.0
+    for spec, weight in parts:
+        rounded = round_to_nearest(weight * columns, spec).div_(columns)
+        total += statistics.output_mse(rounded.sub_(weight)) * weight.shape[0]
+    return total / _rows(parts)

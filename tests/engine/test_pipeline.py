@@ -20,9 +20,10 @@ from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
-from awq_engine.quantize import QParams, QuantSpec, choose_qparams, group_ranges, round_to_nearest
+from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_nearest
 from awq_engine.report import read_report, rows_of_report
 from awq_engine.runs import Run, RunStatus, create_run
+from awq_engine.spec import QuantSpec
 from awq_engine.state import replay
 from awq_engine.unpacked import read_packed_weight
 

@@ -5,14 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_engine.quantize import (
-    QuantSpec,
-    choose_qparams,
-    group_ranges,
-    round_to_grid,
-    round_to_nearest,
-    to_int_weight,
-)
+from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, round_to_nearest, to_int_weight
+from awq_engine.spec import QuantSpec
 from awq_kernels.reference import dequantize
 
 ASYMMETRIC = QuantSpec(bits=4, group_size=8, symmetric=False)

@@ -9,8 +9,9 @@ from awq_engine.drift import correct_drift
 from awq_engine.error_feedback import round_with_feedback
 from awq_engine.folds import Fold, FoldKind
 from awq_engine.histogram import N_BINS, histogram, scale_statistics
-from awq_engine.quantize import QuantSpec, choose_qparams, group_ranges, round_to_grid, round_to_nearest
+from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, round_to_nearest
 from awq_engine.scale_search import choose_scale
+from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, collect_statistics
 
 SPEC = QuantSpec(4, 32, False)
@@ -67,7 +68,7 @@ def test_collected_statistics(inputs: torch.Tensor):
 def test_scale_search_protects_salient_channels(inputs: torch.Tensor, weight: torch.Tensor):
     """The chosen scale lifts the salient channels, and the loss it reports is the loss it makes."""
     fold = Fold("norm", ("linear",), FoldKind.NORM, IN)
-    choice = choose_scale(fold, [weight], statistics(inputs), SPEC)
+    choice = choose_scale(fold, [weight], statistics(inputs), [SPEC])
     rounded = round_to_nearest(weight * choice.channel_scale, SPEC) / choice.channel_scale
 
     assert choice.channel_scale[[5, 40]].min() > choice.channel_scale.median()
@@ -82,16 +83,28 @@ def test_identity_is_always_a_candidate(weight: torch.Tensor):
     """A weight that is on its grid already loses nothing, and the search leaves it alone."""
     exact = round_to_nearest(weight, SPEC)
     x = torch.randn(256, IN, generator=torch.Generator().manual_seed(5))
-    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [exact], statistics(x), SPEC)
+    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [exact], statistics(x), [SPEC])
 
     assert choice.loss_after <= choice.loss_before
     assert choice.loss_before == pytest.approx(0, abs=1e-9)
 
 
+def test_linears_that_share_a_scale_may_be_rounded_differently(inputs: torch.Tensor, weight: torch.Tensor):
+    """The loss is taken over the outputs of all of them, each rounded as it will be."""
+    specs = [SPEC, QuantSpec(3, 16, True)]
+    halves = [weight[: OUT // 2], weight[OUT // 2 :]]
+    choice = choose_scale(Fold("norm", ("a", "b"), FoldKind.NORM, IN), halves, statistics(inputs), specs)
+    s = choice.channel_scale
+    rounded = torch.cat([round_to_nearest(half * s, spec) / s for half, spec in zip(halves, specs, strict=True)])
+
+    assert choice.loss_after == pytest.approx(true_loss(inputs, rounded, weight), rel=1e-3)
+    assert choice.loss_after < choice.loss_before
+
+
 def test_dead_channels_do_not_break_the_search(inputs: torch.Tensor, weight: torch.Tensor):
     """Channels that are never active get a finite scale."""
     inputs[:, 10:20] = 0
-    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [weight], statistics(inputs), SPEC)
+    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [weight], statistics(inputs), [SPEC])
 
     assert torch.isfinite(choice.channel_scale).all()
     assert (choice.channel_scale > 0).all()

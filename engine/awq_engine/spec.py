@@ -1,0 +1,51 @@
+"""How finely a linear is rounded: its bits, its group size and whether its zero points are free.
+
+Every linear of a run carries its own `QuantSpec`. Standard library only: the app's forecasts use it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from awq_engine.config import RunConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE_BITS = 16
+"""Bits of one stored step."""
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How finely to round."""
+
+    bits: int
+    group_size: int
+    """Inputs per group; -1 for the whole row."""
+    symmetric: bool
+
+    @property
+    def levels(self) -> int:
+        """The largest integer: 15 for 4 bits."""
+        return 2**self.bits - 1
+
+    def group_of(self, in_features: int) -> int:
+        """Inputs per group for a row of `in_features`."""
+        return in_features if self.group_size == -1 else self.group_size
+
+    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        """View [out, in] as [out, n_groups, group_size]."""
+        out_features, in_features = weight.shape
+        return weight.reshape(out_features, -1, self.group_of(in_features))
+
+    def packed_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of the integers, zero points and float16 steps of one linear."""
+        groups = -(-in_features // self.group_of(in_features))
+        return out_features * (in_features * self.bits + groups * (self.bits + SCALE_BITS)) // 8
+
+
+def spec_of(config: RunConfig, key: str) -> QuantSpec:
+    """What `config` asks for on the linear that the checkpoint calls `key`."""
+    return QuantSpec(config.bits, config.group_size, config.symmetric)
