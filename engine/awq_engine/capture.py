@@ -47,11 +47,19 @@ class BlockInputs:
     """By block, then by batch."""
     device: torch.device
     """Where blocks run; hidden states wait in host memory."""
+    weights: list[torch.Tensor] | None = field(default=None, repr=False)
+    """How much each token counts, float32 [batch, seq] each; None when all count the same."""
+    _running: int = field(default=0, init=False, repr=False)
 
     def outputs(self, block: nn.Module, index: int) -> Iterator[torch.Tensor]:
         """The block's output for each batch, in order."""
-        for hidden, call in zip(self.hidden, self.calls[index], strict=True):
+        for batch, (hidden, call) in enumerate(zip(self.hidden, self.calls[index], strict=True)):
+            self._running = batch
             yield call.run(block, hidden.to(self.device)).to(hidden.device)
+
+    def token_weights(self) -> torch.Tensor | None:
+        """The weights of the batch that `outputs` runs now, float32 [batch, seq]."""
+        return None if self.weights is None else self.weights[self._running]
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Replace the hidden states by the block's outputs."""
@@ -64,7 +72,8 @@ class BlockInputs:
         while count < len(self.hidden) and (count == 0 or total < n_tokens):
             total += self.hidden[count].shape[0] * self.hidden[count].shape[1]
             count += 1
-        return BlockInputs(self.hidden[:count], [calls[:count] for calls in self.calls], self.device)
+        weights = None if self.weights is None else self.weights[:count]
+        return BlockInputs(self.hidden[:count], [calls[:count] for calls in self.calls], self.device, weights)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from awq_engine.capture import BlockInputs
-from awq_engine.statistics import InputStatistics
+from awq_engine.statistics import InputStatistics, weigh
 
 RIDGE = 0.01
 
@@ -44,16 +44,17 @@ def collect_cross_statistics(
 ) -> torch.Tensor:
     """E[x_present x_original^T] of what `name` reads in `block` on `inputs` and in `teacher` on `original`."""
     total: torch.Tensor | None = None
-    n_tokens = 0
+    weight = 0.0
     pairs = zip(
         _inputs_of(block, name, inputs, index), _inputs_of(teacher, name, original, index), strict=True
     )  # fmt: skip
     for present, before in pairs:
-        product = present.T @ before
+        weighted, sum_of_weights = weigh(present, inputs.token_weights())
+        product = weighted.T @ before
         total = product if total is None else total.add_(product)
-        n_tokens += present.shape[0]
+        weight += sum_of_weights
     assert total is not None
-    return total / n_tokens
+    return total / (weight or 1.0)
 
 
 def _inputs_of(block: nn.Module, name: str, inputs: BlockInputs, index: int) -> Iterator[torch.Tensor]:

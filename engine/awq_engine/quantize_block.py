@@ -111,7 +111,9 @@ def quantize_block(job: BlockJob) -> BlockResult:
     groups = input_groups(job.block, list(job.specs), lambda: _probe_forward(job))
     outputs: list[torch.Tensor] = []
     firsts = [_linear(job, group.consumers[0]) for group in groups]
-    statistics = collect_statistics(firsts, lambda: outputs.extend(job.inputs.outputs(job.block, job.index)))
+    statistics = collect_statistics(
+        firsts, lambda: outputs.extend(job.inputs.outputs(job.block, job.index)), job.inputs.token_weights
+    )
     targets = outputs if job.original is None else list(job.original.outputs(job.block, job.index))
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
     if job.config.method is Method.AWQ:
@@ -275,7 +277,7 @@ def _round_group(
     columns = bench.columns.get(group.consumers[0])
     if sequential:
         first = _linear(job, group.consumers[0])
-        (stats,) = collect_statistics([first], lambda: _run_through(job))
+        (stats,) = collect_statistics([first], lambda: _run_through(job), job.inputs.token_weights)
     elif columns is not None:
         stats = stats.scaled(columns)
     cross = None

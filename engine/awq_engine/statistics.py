@@ -4,7 +4,7 @@ The output error of a weight W' against W over all calibration tokens is
 
     mean_t |x_t W'^T - x_t W^T|^2  =  tr(D G D^T),   D = W' - W,  G = E[x x^T],
 
-so after one pass over the tokens no grid point needs a forward pass.
+so after one pass over the tokens no grid point needs a forward pass. Means are weighted where tokens have weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class InputStatistics:
     act_mean: torch.Tensor
     """float32 [in]: E|x|, AWQ's saliency."""
     n_tokens: int
+    """Vectors seen, whatever their weight."""
 
     def scaled(self, channel_scale: torch.Tensor) -> InputStatistics:
         """The statistics of x / channel_scale."""
@@ -36,29 +37,54 @@ class InputStatistics:
         return float(((difference @ self.gram) * difference).sum() / difference.shape[0])
 
 
+TokenWeights = Callable[[], torch.Tensor | None]
+"""The weights of the tokens that run now, float32 [batch, seq]; None when all count the same."""
+
+
+def unweighted() -> None:
+    """All tokens count the same."""
+
+
+def weigh(rows: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+    """Each of `rows` [n, in] times its token's weight, and the sum of these weights.
+
+    A linear behind a router reads only the tokens sent to it, in an order that is the router's own business: rows that
+    are not one per token keep weight 1.
+    """
+    if weights is None or weights.numel() != len(rows):
+        return rows, float(len(rows))
+    return rows * weights.to(rows.device).reshape(-1, 1), float(weights.sum())
+
+
 class _Accumulator:
     """Sums the moments of everything one linear is called with."""
 
-    def __init__(self, in_features: int, device: torch.device) -> None:
+    def __init__(self, in_features: int, device: torch.device, weights: TokenWeights) -> None:
         self.gram = torch.zeros(in_features, in_features, device=device)
         self.absolute = torch.zeros(in_features, device=device)
+        self.weights = weights
+        self.total = 0.0
         self.n_tokens = 0
 
     def hook(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-        self.gram.addmm_(x.T, x)
-        self.absolute += x.abs().sum(0)
-        self.n_tokens += x.shape[0]
+        weighted, weight = weigh(x, self.weights())
+        self.gram.addmm_(weighted.T, x)
+        self.absolute += weighted.abs().sum(0)
+        self.total += weight
+        self.n_tokens += len(x)
 
     def result(self) -> InputStatistics:
-        count = max(self.n_tokens, 1)
-        return InputStatistics(self.gram / count, self.absolute / count, self.n_tokens)
+        total = self.total or 1.0
+        return InputStatistics(self.gram / total, self.absolute / total, self.n_tokens)
 
 
-def collect_statistics(linears: Iterable[nn.Linear], forward: Callable[[], None]) -> list[InputStatistics]:
+def collect_statistics(
+    linears: Iterable[nn.Linear], forward: Callable[[], None], weights: TokenWeights = unweighted
+) -> list[InputStatistics]:
     """Run `forward` once and return the input statistics of each of `linears`, in order."""
     linears = list(linears)
-    accumulators = [_Accumulator(linear.in_features, linear.weight.device) for linear in linears]
+    accumulators = [_Accumulator(linear.in_features, linear.weight.device, weights) for linear in linears]
     handles = [
         linear.register_forward_pre_hook(accumulator.hook)
         for linear, accumulator in zip(linears, accumulators, strict=True)

@@ -1,0 +1,93 @@
+"""A token of weight two counts as two tokens, one of weight zero not at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from awq_engine.capture import BlockCall, BlockInputs
+from awq_engine.drift import collect_cross_statistics
+from awq_engine.statistics import InputStatistics, collect_statistics
+
+IN = 6
+WEIGHTS = [torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]]), torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]])]
+
+
+def batches(seed: int) -> list[torch.Tensor]:
+    """float32 [2, 3, IN] twice."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, IN, generator=generator) for _ in WEIGHTS]
+
+
+def inputs_of(hidden: list[torch.Tensor], weights: list[torch.Tensor] | None) -> BlockInputs:
+    return BlockInputs(hidden, [[BlockCall((), {}, None)] * len(hidden)], torch.device("cpu"), weights)
+
+
+def spelled_out(hidden: list[torch.Tensor]) -> BlockInputs:
+    """Every token as often as its weight says, one batch of one sequence each."""
+    pairs = zip(hidden, WEIGHTS, strict=True)
+    return inputs_of([h.reshape(-1, IN).repeat_interleave(w.reshape(-1).int(), dim=0)[None] for h, w in pairs], None)
+
+
+def statistics(block: nn.Sequential, inputs: BlockInputs) -> InputStatistics:
+    linear = block.get_submodule("0")
+    assert isinstance(linear, nn.Linear)
+
+    def forward() -> None:
+        for _ in inputs.outputs(block, 0):
+            pass
+
+    (found,) = collect_statistics([linear], forward, inputs.token_weights)
+    return found
+
+
+def block(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(IN, IN), nn.Tanh(), nn.Linear(IN, IN))
+
+
+def test_weighted_statistics_are_those_of_repeated_tokens() -> None:
+    found = statistics(block(0), inputs_of(batches(1), WEIGHTS))
+    expected = statistics(block(0), spelled_out(batches(1)))
+    torch.testing.assert_close(found.gram, expected.gram)
+    torch.testing.assert_close(found.act_mean, expected.act_mean)
+    assert (found.n_tokens, expected.n_tokens) == (12, 9)
+
+
+def test_weighted_cross_statistics_are_those_of_repeated_tokens() -> None:
+    """The second linear reads other things in the two blocks, as after rounding."""
+    present, teacher, before = block(0), block(7), batches(2)
+    found, expected = (
+        collect_cross_statistics(present, teacher, "2", here, there, 0)
+        for here, there in (
+            (inputs_of(batches(1), WEIGHTS), inputs_of(before, WEIGHTS)),
+            (spelled_out(batches(1)), spelled_out(before)),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_linear_behind_a_router_counts_its_tokens_alike() -> None:
+    """Four of six tokens arrive: which weights they had is not known."""
+    linear, x = nn.Linear(IN, 2), batches(1)[0].reshape(-1, IN)[:4]
+
+    def forward() -> None:
+        linear(x)
+
+    (found,) = collect_statistics([linear], forward, lambda: WEIGHTS[0])
+    torch.testing.assert_close(found.gram, x.T @ x / 4)
+
+
+def test_leading_batches_keep_their_weights() -> None:
+    first = inputs_of(batches(1), WEIGHTS).first(6)
+    assert first.weights == WEIGHTS[:1]
+    outputs = first.outputs(block(0), 0)
+    next(outputs)
+    assert first.token_weights() is WEIGHTS[0]
+
+
+def test_tokens_without_weights_all_count() -> None:
+    inputs = inputs_of(batches(1), None)
+    assert inputs.token_weights() is None
+    rows = torch.cat(batches(1)).reshape(-1, IN)
+    torch.testing.assert_close(statistics(block(0), inputs).gram, rows.T @ rows / 12)
