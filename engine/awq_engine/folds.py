@@ -209,7 +209,7 @@ def _candidates(block: nn.Module, group: InputGroup, head_dim: int) -> Iterator[
         if weight.ndim == 1 and weight.numel() == group.in_features:
             for kind in (FoldKind.NORM, FoldKind.UNIT_OFFSET_NORM):
                 yield Fold(name, group.consumers, kind, group.in_features)
-        elif type(module) is nn.Linear:
+        elif isinstance(module, nn.Linear):
             yield from _row_candidates(name, module.out_features, group, head_dim)
 
 
