@@ -32,10 +32,10 @@ from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
+from awq_engine.formats.registry import CODECS
 from awq_engine.journal import EventSink
 from awq_engine.models import resolve_model
 from awq_engine.output import check_output, check_run
-from awq_engine.pack import pack_awq, unpack_awq
 from awq_engine.plan import Plan, make_plan
 from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
 from awq_engine.report import build_report, read_report
@@ -192,8 +192,8 @@ def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: 
     keys = {linear.name: linear.key for linear in plan.block_linears(index)}
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in result.weights.items():
-        packed = pack_awq(weight.to("cpu"), keys[name])
-        tensors |= {f"{keys[name]}.{part}": tensor for part, tensor in packed.items()}
+        parts = CODECS[plan.config.format].pack(weight.to("cpu"), keys[name])
+        tensors |= {f"{keys[name]}.{part}": tensor for part, tensor in parts.items()}
     for name, tensor in result.changed.items():
         tensors[skeleton.plain_keys[f"{skeleton.block_name(index)}.{name}"]] = tensor
     return tensors
@@ -204,10 +204,9 @@ def install_block(
     block: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan, skeleton: Skeleton, index: int
 ) -> None:
     """Put a block's stored tensors into its modules, integers as floats: the block now computes as readers will."""
-    parameters = dict(block.named_parameters())
+    parameters, codec = dict(block.named_parameters()), CODECS[plan.config.format]
     for linear in plan.block_linears(index):
-        packed = {part: tensors[f"{linear.key}.{part}"] for part in ("qweight", "qzeros", "scales")}
-        weight = unpack_awq(packed, linear.spec.group_size, linear.key)
+        weight = codec.unpack(codec.of(tensors, linear.key), linear.spec, linear.key)
         parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
     for name, parameter in parameters.items():
         key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{name}")
@@ -255,10 +254,7 @@ def write_output(
 
 
 def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:
-    """The `quantization_config` of the output, as AutoAWQ writes it.
-
-    `zero_point` is true for symmetric weights too: readers then take their fast kernels, and find every zero at 8.
-    """
+    """The `quantization_config` of the output, as the readers of its format expect it."""
     quantized = {linear.key for linear in plan.linears}
     kept = [
         key.removesuffix(".weight")
@@ -267,10 +263,7 @@ def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:
         and (key := skeleton.plain_keys.get(f"{name}.weight", f"{name}.weight")).removesuffix(".weight")
         not in quantized
     ]
-    return {
-        "quant_method": "awq", "bits": plan.config.bits, "group_size": plan.config.group_size, "zero_point": True,
-        "version": "gemm", "modules_to_not_convert": kept or None,
-    }  # fmt: skip
+    return CODECS[plan.config.format].settings({linear.key: linear.spec for linear in plan.linears}, kept)
 
 
 def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The weights of an AWQ GEMM checkpoint put into a model, with nothing guessed.
+"""The weights of a quantized checkpoint put into a model, with nothing guessed.
 
-The model is built without weights. A checkpoint that has `X.qweight, X.qzeros, X.scales` is looked at as if it had
+The model is built without weights. A checkpoint that has the packed tensors of a linear X is looked at as if it had
 `X.weight`, which lets transformers' own renaming find the linear X belongs to; that linear is replaced, and everything
 else is filled from safetensors one tensor at a time. A tensor that is missing, has another shape, or belongs to a
 module that does not take it is an error with its name. Only tensors of modules that the architecture does not have at
@@ -23,17 +23,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from awq_engine.awq_config import AwqConfig
-from awq_engine.checkpoint import Checkpoint, TensorInfo
+from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError
-from awq_engine.pack import TENSORS, unpack_awq
+from awq_engine.formats.stated import Quantization
 from awq_engine.skeleton import Skeleton, build_skeleton, missing_tensor
 from awq_kernels.int_weight import IntWeight
 
 Read = Callable[[str], torch.Tensor]
 """From a checkpoint key to its tensor, on the CPU, as stored."""
-Packed = dict[str, list[TensorInfo]]
-"""Checkpoint name of each quantized linear -> its tensors, `qweight` first."""
 MakeLinear = Callable[[IntWeight, torch.Tensor | None], nn.Module]
 """From a weight and a bias to the module that takes the linear's place."""
 
@@ -51,34 +48,38 @@ class PlacedModel:
     """Sentences on tensors left out."""
 
 
-def place_awq(
-    checkpoint: Checkpoint, config: AwqConfig, device: torch.device, dtype: torch.dtype, make: MakeLinear
+def place_quantized(
+    checkpoint: Checkpoint, quantization: Quantization, device: torch.device, dtype: torch.dtype, make: MakeLinear
 ) -> PlacedModel:
     """Build the model of `checkpoint` on `device` with everything that is not quantized in `dtype`.
 
     `BadInputError` names the tensor when the weights and the architecture do not agree.
     """
-    packed = packed_tensors(checkpoint)
-    skeleton = build_skeleton(as_floats(checkpoint, packed), "cpu")
+    packed = set(quantization.linears(checkpoint))
+    skeleton = build_skeleton(as_floats(checkpoint, quantization), "cpu")
     model = skeleton.model
     _refuse_joined(skeleton, packed)
     known = set(skeleton.plain_keys.values())
     notes = left_out(checkpoint, model, [t for key, t in skeleton.targets.items() if key not in known])
+    stored = weights = 0
     with _reading(checkpoint) as read:
         homes = {p.removesuffix(".weight"): n for p, k in skeleton.plain_keys.items() if (n := _linear_of(k)) in packed}
         for name, key in skeleton.plain_keys.items():
             if name.rpartition(".")[0] not in homes:
                 _fill(model, name, read(key), key, device, dtype)
         for home, name in homes.items():
-            tensors = {info.name.rpartition(".")[2]: read(info.name) for info in packed[name]}
-            weight = unpack_awq(tensors, config.group_size, name)
+            parts = quantization.reader.of(checkpoint.tensors, name)
+            tensors = {part: read(info.name) for part, info in parts.items()}
+            weight = quantization.reader.unpack(tensors, quantization.spec_of(name), name)
             _check_fits(model.get_submodule(home), weight, name)
+            stored += sum(info.nbytes for info in parts.values())
+            weights += weight.q.numel()
             bias_key = skeleton.plain_keys.get(f"{home}.bias")
             model.set_submodule(home, make(weight, None if bias_key is None else read(bias_key).to(device, dtype)))
     head = model.get_output_embeddings()
     _tie(model, checkpoint, any(model.get_submodule(home) is head for home in homes))
     nn.Module.to(model, device)
-    return PlacedModel(model, len(homes), _bits_per_weight(packed), notes)
+    return PlacedModel(model, len(homes), 8 * stored / weights if weights else 0.0, notes)
 
 
 def _linear_of(key: str) -> str | None:
@@ -102,7 +103,7 @@ def left_out(checkpoint: Checkpoint, model: PreTrainedModel, strangers: list[str
     return (f"{type(model).__name__} has no place for {len(strangers)} tensors, first {strangers[0]}; left out.",)
 
 
-def _refuse_joined(skeleton: Skeleton, packed: Packed) -> None:
+def _refuse_joined(skeleton: Skeleton, packed: set[str]) -> None:
     """Quantized tensors that transformers joins into one (the experts of a mixture) have no linear to replace."""
     known = set(skeleton.plain_keys.values())
     parameters = skeleton.model.state_dict()
@@ -115,20 +116,15 @@ def _refuse_joined(skeleton: Skeleton, packed: Packed) -> None:
             )
 
 
-def packed_tensors(checkpoint: Checkpoint) -> Packed:
-    names = [key.removesuffix(".qweight") for key in checkpoint.tensors if key.endswith(".qweight")]
-    stored = checkpoint.tensors
-    return {name: [stored[k] for t in TENSORS if (k := f"{name}.{t}") in stored] for name in names}
-
-
-def as_floats(checkpoint: Checkpoint, packed: Packed) -> Checkpoint:
-    """The checkpoint as if every `X.qweight` were an `X.weight`, for transformers' key renaming."""
-    tensors = {}
+def as_floats(checkpoint: Checkpoint, quantization: Quantization) -> Checkpoint:
+    """The checkpoint as if every quantized linear X had an `X.weight`, for transformers' key renaming."""
+    tensors, reader = {}, quantization.reader
+    packed = set(quantization.linears(checkpoint))
     for key, info in checkpoint.tensors.items():
         name, _, leaf = key.rpartition(".")
-        if name not in packed or leaf not in TENSORS:
+        if name not in packed or leaf not in reader.parts:
             tensors[key] = info
-        elif leaf == "qweight":
+        elif leaf == reader.marker:
             tensors[f"{name}.weight"] = info
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     return dataclasses.replace(checkpoint, config=config, tensors=tensors)
@@ -140,7 +136,7 @@ def _check_fits(module: nn.Module, weight: IntWeight, name: str) -> None:
     shape = list(module.weight.shape)[:: -1 if isinstance(module, Conv1D) else 1]
     if shape != [weight.out_features, weight.in_features]:
         raise BadInputError(
-            f"{name}.qweight holds {weight.out_features} outputs and {weight.in_features} inputs, but config.json "
+            f"{name} holds {weight.out_features} outputs and {weight.in_features} inputs, but config.json "
             f"describes {shape[0]} and {shape[1]}."
         )
 
@@ -169,12 +165,6 @@ def _tie(model: PreTrainedModel, checkpoint: Checkpoint, head_is_quantized: bool
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise missing_tensor(checkpoint, name)
-
-
-def _bits_per_weight(packed: Packed) -> float:
-    stored = sum(info.nbytes for tensors in packed.values() for info in tensors)
-    weights = sum(tensors[0].nbytes * 2 for tensors in packed.values())  # two 4-bit weights to a byte
-    return 8 * stored / weights if weights else 0.0
 
 
 @contextlib.contextmanager

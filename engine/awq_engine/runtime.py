@@ -1,6 +1,6 @@
-"""A model folder made ready to run: a plain transformers checkpoint, or an AWQ GEMM checkpoint from any tool.
+"""A model folder made ready to run: a plain transformers checkpoint, or a quantized one from any tool.
 
-transformers itself loads AWQ models only with another quantizer installed, so that part is ours (`placement.py`).
+transformers itself loads quantized models only with other packages installed, so that part is ours (`placement.py`).
 Weights come from safetensors only, code never comes from a model folder, and nothing is fetched from the network.
 """
 
@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from awq_engine.awq_config import AwqConfig, read_awq_config
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, first_line
+from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.linear import QuantizedLinear
-from awq_engine.placement import MakeLinear, left_out, place_awq
+from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.skeleton import load_config, missing_tensor
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, choose, prepare
@@ -72,29 +72,29 @@ def load_model(
         BadInputError: the folder cannot be used; names the file or tensor.
         UsageError: the device or the backend is not there.
     """
-    checkpoint, config = _read(path)
+    checkpoint, quantization = _read(path)
     place = pick_device("cpu" if (device, backend) == ("auto", "cpu") else device)
     status = _pick_backend(backend, place)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" or status.name == "reference" else _stored_dtype(checkpoint)
-    if config is None:
+    if quantization is None:
         return _load_floats(checkpoint, place, dtype)
 
     def make(weight: IntWeight, bias: torch.Tensor | None) -> nn.Module:
         return QuantizedLinear(prepare(weight, status.name, place), bias)
 
-    return _load_awq(checkpoint, config, place, dtype, make, status)
+    return _load_quantized(checkpoint, quantization, place, dtype, make, status)
 
 
 def load_dequantized(path: Path | str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """Load an AWQ checkpoint with every quantized linear as an `nn.Linear` of its dequantized weights, to check by.
+    """Load a checkpoint with every quantized linear as an `nn.Linear` of its dequantized weights, to check by.
 
     In float32 the weights are exactly `(q - zero_point) * scale`. Needs the memory of the model in `dtype`. A model in
     floats is loaded as `load_model` does. Raises as `load_model`.
     """
-    checkpoint, config = _read(path)
+    checkpoint, quantization = _read(path)
     place = pick_device(device)
-    if config is None:
+    if quantization is None:
         return _load_floats(checkpoint, place, dtype)
 
     def make(weight: IntWeight, bias: torch.Tensor | None) -> nn.Module:
@@ -104,7 +104,7 @@ def load_dequantized(path: Path | str, *, device: str = "auto", dtype: torch.dty
         return linear
 
     status = BackendStatus(FLOAT_BACKEND, True, f"the integers were dequantized to {str(dtype).removeprefix('torch.')}")
-    return _load_awq(checkpoint, config, place, dtype, make, status)
+    return _load_quantized(checkpoint, quantization, place, dtype, make, status)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -139,9 +139,9 @@ def _pick_backend(backend: str, device: torch.device) -> BackendStatus:
         raise UsageError(str(error)) from error
 
 
-def _read(path: Path | str) -> tuple[Checkpoint, AwqConfig | None]:
+def _read(path: Path | str) -> tuple[Checkpoint, Quantization | None]:
     checkpoint = read_checkpoint(Path(path))
-    return checkpoint, read_awq_config(checkpoint)
+    return checkpoint, read_quantization(checkpoint)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -176,15 +176,15 @@ def _load_floats(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     return LoadedModel(checkpoint.path, model, FLOAT_BACKEND, reason, device, dtype, context, 0, bits, notes)
 
 
-def _load_awq(
+def _load_quantized(
     checkpoint: Checkpoint,
-    config: AwqConfig,
+    quantization: Quantization,
     device: torch.device,
     dtype: torch.dtype,
     make: MakeLinear,
     status: BackendStatus,
 ) -> LoadedModel:
-    placed = place_awq(checkpoint, config, device, dtype, make)
+    placed = place_quantized(checkpoint, quantization, device, dtype, make)
     model = placed.model
     if checkpoint.path.joinpath("generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)

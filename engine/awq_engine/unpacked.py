@@ -1,4 +1,4 @@
-"""Quantized linears read back from a checkpoint as floats."""
+"""Quantized linears read back from a checkpoint, one at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import torch
 from safetensors import safe_open
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.pack import TENSORS, unpack_awq
+from awq_engine.formats.stated import Quantization
+from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
 
 
-def read_packed_weight(checkpoint: Checkpoint, linear: str, group_size: int) -> torch.Tensor:
-    """The dequantized weight of one linear, float32 [out, in]; `linear` is its name in the checkpoint."""
-    tensors = {}
-    for part in TENSORS:
-        info = checkpoint.tensors[f"{linear}.{part}"]
+def read_weight(checkpoint: Checkpoint, quantization: Quantization, linear: str) -> IntWeight:
+    """The integers of one linear; `linear` is its name in the checkpoint."""
+    parts = {}
+    for part, info in quantization.reader.of(checkpoint.tensors, linear).items():
         with safe_open(str(info.file), "pt") as file:
-            tensors[part] = file.get_tensor(info.name)
-    return dequantize(unpack_awq(tensors, group_size, linear))
+            parts[part] = file.get_tensor(info.name)
+    return quantization.reader.unpack(parts, quantization.spec_of(linear), linear)
+
+
+def read_dequantized(checkpoint: Checkpoint, quantization: Quantization, linear: str) -> torch.Tensor:
+    """The dequantized weight of one linear, float32 [out, in]."""
+    return dequantize(read_weight(checkpoint, quantization, linear))

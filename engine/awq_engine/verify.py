@@ -14,9 +14,10 @@ from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import VerificationError
 from awq_engine.events import Verified
-from awq_engine.placement import as_floats, packed_tensors
+from awq_engine.formats.stated import read_quantization
+from awq_engine.placement import as_floats
 from awq_engine.skeleton import Skeleton, build_skeleton
-from awq_engine.unpacked import read_packed_weight
+from awq_engine.unpacked import read_dequantized
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, relative to the largest logit; equal arithmetic gives 0."""
@@ -49,15 +50,17 @@ def verify_output(folder: Path, ids: torch.Tensor, expected: torch.Tensor, devic
 
 def quantized_skeleton(checkpoint: Checkpoint, device: torch.device) -> Skeleton:
     """A skeleton whose quantized linears read as dequantized floats."""
-    packed = packed_tensors(checkpoint)
-    group_size = int((checkpoint.quantization or {}).get("group_size", 128))
-    skeleton = build_skeleton(as_floats(checkpoint, packed), str(device))
+    quantization = read_quantization(checkpoint)
+    if quantization is None:
+        return build_skeleton(checkpoint, str(device))
+    packed = set(quantization.linears(checkpoint))
+    skeleton = build_skeleton(as_floats(checkpoint, quantization), str(device))
 
     def unpack(key: str) -> torch.Tensor | None:
         linear = key.removesuffix(".weight")
         if not key.endswith(".weight") or linear not in packed:
             return None
-        return read_packed_weight(checkpoint, linear, group_size)
+        return read_dequantized(checkpoint, quantization, linear)
 
     skeleton.unpack = unpack
     return skeleton

@@ -56,11 +56,15 @@ def output_tensors(checkpoint: Checkpoint, block_files: Iterable[Path], quantize
     written: dict[str, TensorInfo] = {}
     for file in block_files:
         written |= read_header(file)
+    packed: dict[str, list[str]] = {}
+    for key in written:
+        if key not in checkpoint.tensors:
+            packed.setdefault(key.rpartition(".")[0], []).append(key)
     result: list[TensorInfo] = []
     for key, info in checkpoint.tensors.items():
         linear = key.removesuffix(".weight")
         if key.endswith(".weight") and linear in quantized:
-            result += [written.pop(f"{linear}.{part}") for part in ("qweight", "qzeros", "scales")]
+            result += [written.pop(part) for part in packed[linear]]
         else:
             result.append(written.pop(key, info))
     assert not written, f"tensors without a place in the checkpoint: {sorted(written)[:3]}"

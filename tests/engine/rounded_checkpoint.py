@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from awq_engine.pack import pack_awq
+from awq_engine.formats.awq import pack as pack_awq
 from awq_kernels.int_weight import IntWeight
 
 

@@ -18,6 +18,7 @@ from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
+from awq_engine.formats.stated import read_quantization
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
 from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_nearest
@@ -25,7 +26,7 @@ from awq_engine.report import read_report, rows_of_report
 from awq_engine.runs import Run, RunStatus, create_run
 from awq_engine.spec import QuantSpec
 from awq_engine.state import replay
-from awq_engine.unpacked import read_packed_weight
+from awq_engine.unpacked import read_dequantized
 
 SPEC = QuantSpec(4, 32, False)
 TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
@@ -104,6 +105,14 @@ def test_output_is_an_awq_checkpoint(make_run: Callable[..., Run], model: Path, 
         assert zeros == {0x88}
 
 
+def stored_weight(folder: Path, name: str) -> torch.Tensor:
+    """One quantized linear of a written checkpoint, in floats."""
+    checkpoint = read_checkpoint(folder)
+    quantization = read_quantization(checkpoint)
+    assert quantization is not None
+    return read_dequantized(checkpoint, quantization, name)
+
+
 def raw_bytes(checkpoint, name: str) -> bytes:
     info = checkpoint.tensors[name]
     return info.file.read_bytes()[info.start : info.start + info.nbytes]
@@ -117,7 +126,7 @@ def test_rtn_is_plain_rounding(make_run: Callable[..., Run], model: Path):
     events = finish(run)
     name = "model.layers.0.self_attn.q_proj"
     weight = load_file(model / "model.safetensors")[f"{name}.weight"]
-    packed = read_packed_weight(read_checkpoint(Path(run.config().output)), name, 32)
+    packed = stored_weight(Path(run.config().output), name)
 
     assert torch.equal(packed, round_to_nearest(weight, QuantSpec(4, 32, False)))
     assert not any(isinstance(event, FoldTested) for event in events)
@@ -316,7 +325,7 @@ def test_block_worse_than_rounding_falls_back(make_run: Callable[..., Run], monk
     assert [item.block for item in state.fallbacks] == [0, 1]
     assert state.layers[0, "mlp.up_proj"].loss_ratio == 1
     assert state.layers[0, "mlp.up_proj"].scale is None
-    written = read_packed_weight(read_checkpoint(Path(run.config().output)), name, 32)
+    written = stored_weight(Path(run.config().output), name)
     assert torch.equal(written, round_to_nearest(source, QuantSpec(4, 32, False)))
 
 

@@ -124,7 +124,7 @@ def test_a_quantized_head_of_its_own(tmp_path: Path) -> None:
     folder = write_awq_folder(source, tmp_path / "awq")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     head = round_plainly(model.lm_head.weight.data, 32)
-    from awq_engine.pack import pack_awq
+    from awq_engine.formats.awq import pack as pack_awq
 
     packed: dict[str, torch.Tensor | None] = {f"lm_head.{key}": value for key, value in pack_awq(head).items()}
     edit_tensors(folder, packed | {"lm_head.weight": None})
@@ -177,7 +177,7 @@ def test_tensors_of_parts_the_model_does_not_have_are_noted(awq_folder: Path) ->
 
 def test_a_folder_with_another_width_than_its_config(awq_folder: Path) -> None:
     edit_config(awq_folder, intermediate_size=96)
-    with pytest.raises(BadInputError, match=r"down_proj\.qweight holds 64 outputs and 128 inputs.*describes 64 and 96"):
+    with pytest.raises(BadInputError, match=r"down_proj holds 64 outputs and 128 inputs.*describes 64 and 96"):
         load_model(awq_folder)
 
 

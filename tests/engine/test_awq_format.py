@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_engine.errors import BadInputError
-from awq_engine.pack import pack_awq, unpack_awq
+from awq_engine.formats.awq import pack as pack_awq
+from awq_engine.formats.awq import unpack
+from awq_engine.formats.parts import Parts
+from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
+
+
+def unpack_awq(parts: Parts, group_size: int, name: str = "weight") -> IntWeight:
+    return unpack(parts, QuantSpec(4, group_size, symmetric=False), name)
 
 
 def as_hex(words: torch.Tensor) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its own AWQ quantization, in the spellings of the tools that write such files.
+"""What a checkpoint says about its own quantization, in the spellings of the tools that write such files.
 
 AutoAWQ, GPTQModel, llm-compressor's converter and we write `quantization_config` into `config.json`; llm-awq and older
 AutoAWQ releases a file `quant_config.json` with `w_bit` and `q_group_size`; auto-round names itself as the method and
@@ -8,23 +8,34 @@ AWQ as the packing.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from awq_engine.checkpoint import Checkpoint
+from awq_engine.config import Format
 from awq_engine.errors import BadInputError
+from awq_engine.formats.codec import Reader
+from awq_engine.formats.registry import CODECS
+from awq_engine.spec import QuantSpec
 
 
 @dataclass(frozen=True)
-class AwqConfig:
-    """The one layout we read: 4 bits, version `gemm`."""
+class Quantization:
+    """How the linears of a checkpoint are stored."""
 
-    group_size: int
-    """Inputs per group; -1 for one group over all inputs."""
+    reader: Reader
+    spec_of: Callable[[str], QuantSpec]
+    """From the name of a quantized linear in the checkpoint."""
+
+    def linears(self, checkpoint: Checkpoint) -> list[str]:
+        """Names of the quantized linears, in the order of the checkpoint."""
+        marker = f".{self.reader.marker}"
+        return [key.removesuffix(marker) for key in checkpoint.tensors if key.endswith(marker)]
 
 
-def read_awq_config(checkpoint: Checkpoint) -> AwqConfig | None:
-    """None for a checkpoint in floats. Raises `BadInputError` for a quantization that is not AWQ GEMM with 4 bits."""
+def read_quantization(checkpoint: Checkpoint) -> Quantization | None:
+    """None for a checkpoint in floats. Raises `BadInputError` for a quantization that cannot be run here."""
     stated = checkpoint.quantization or _separate_file(checkpoint)
     if stated is None:
         return None
@@ -41,7 +52,8 @@ def read_awq_config(checkpoint: Checkpoint) -> AwqConfig | None:
             f"{checkpoint.path} is an AWQ model of version {version} with {bits} bits in groups of {group_size}; "
             "only version gemm with 4 bits can be run here."
         )
-    return AwqConfig(group_size)
+    spec = QuantSpec(bits, group_size, symmetric=False)
+    return Quantization(CODECS[Format.AWQ], lambda linear: spec)
 
 
 def _method(stated: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""The layouts that quantized linears have on disk: ours, and those of other tools."""
