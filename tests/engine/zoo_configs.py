@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 64, 4, 2, 16, 256
-WIDE, NARROW = 96, 32
+WIDE, NARROW = 192, 32
 """Widths of dense MLPs and of experts, unlike every other width so that no pair fits by chance."""
 
 SIZES: dict[int, str] = {
@@ -32,7 +32,8 @@ SIZES: dict[int, str] = {
     NARROW: """moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size q_lora_rank kv_lora_rank
         shared_experts_intermediate_size moe_shared_expert_intermediate_size o_lora_rank router_hidden_size
         linear_key_head_dim linear_value_head_dim mamba_d_head hidden_size_per_layer_input linear_head_dim
-        time_step_rank mamba_dt_rank state_size ple_embed_dim moe_hidden_size hc_lowrank adapter_rank share_expert_dim""",
+        time_step_rank mamba_dt_rank state_size ple_embed_dim moe_hidden_size hc_lowrank adapter_rank
+        share_expert_dim""",
     VOCABULARY: """vocab_size vocab_size_per_layer_input codebook_size audio_vocab_size decoder_vocab_size n_positions
         max_position_embeddings unpadded_vocab_size max_seq_len seq_length context_length pronunciation_vocab_size
         shape_vocab_size encoder_hash_byte_group_vocab mel_vocab_size original_max_position_embeddings n_ctx
