@@ -27,7 +27,7 @@ from awq_engine import events as e
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
-from awq_engine.checkpoint import read_checkpoint
+from awq_engine.checkpoint import read_checkpoint, read_header
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError
 from awq_engine.estimate import estimate
@@ -205,7 +205,7 @@ def install_block(
 ) -> None:
     """Put a block's stored tensors into its modules, integers as floats: the block now computes as readers will."""
     parameters, codec = dict(block.named_parameters()), CODECS[plan.config.format]
-    for linear in plan.block_linears(index):
+    for linear in plan.written_linears(index, tensors):
         weight = codec.unpack(codec.of(tensors, linear.key), linear.spec, linear.key)
         parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
     for name, parameter in parameters.items():
@@ -234,6 +234,7 @@ def write_output(
 ) -> None:
     """Assemble the checkpoint beside its final place, verify it, publish it."""
     _raise_if_cancelled(run)
+    plan = _as_done(run, plan)
     output = Path(plan.config.output)
     blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
     tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears})
@@ -251,6 +252,16 @@ def write_output(
         publish(staging, output)
     emit(e.RunFinished(result))
     shutil.rmtree(run.blocks_dir, ignore_errors=True)
+
+
+def _as_done(run: Run, plan: Plan) -> Plan:
+    """The plan without the linears that had to stay in floats."""
+    done = [
+        linear
+        for index in range(plan.event.n_blocks)
+        for linear in plan.written_linears(index, read_header(block_file(run, index)))
+    ]
+    return dataclasses.replace(plan, linears=tuple(done))
 
 
 def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:

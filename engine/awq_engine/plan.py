@@ -6,6 +6,7 @@ All problems are found from `config.json`, the safetensors headers and the empty
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,11 @@ class Plan:
 
     def block_linears(self, block: int) -> list[LinearPlan]:
         return [linear for linear in self.linears if linear.block == block]
+
+    def written_linears(self, block: int, tensors: Iterable[str]) -> list[LinearPlan]:
+        """Those of a block's linears that were quantized, given the names of its stored tensors."""
+        packed = {owner for owner, _, leaf in (t.rpartition(".") for t in tensors) if leaf not in ("weight", "bias")}
+        return [linear for linear in self.block_linears(block) if linear.key in packed]
 
 
 def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:

@@ -42,6 +42,7 @@ from awq_engine.quantize import (
 from awq_engine.scale_search import ScaleChoice, choose_scale
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
 
 INVARIANCE_TOLERANCE = 1e-4
@@ -109,6 +110,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     bench = _Bench(originals)
     teacher = copy.deepcopy(job.block) if job.original is not None else None
     groups = input_groups(job.block, list(job.specs), lambda: _probe_forward(job))
+    job, groups = _settle_uncalled(job, groups)
     outputs: list[torch.Tensor] = []
     firsts = [_linear(job, group.consumers[0]) for group in groups]
     statistics = collect_statistics(
@@ -128,6 +130,22 @@ def quantize_block(job: BlockJob) -> BlockResult:
         job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
         weights, loss_final = _fall_back(job, bench, groups, statistics), loss_rounding
     return BlockResult(weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
+
+
+def _settle_uncalled(job: BlockJob, groups: list[InputGroup]) -> tuple[BlockJob, list[InputGroup]]:
+    """Linears that never run get groups of their own, or leave the job where they have to stay in floats."""
+    idle = uncalled(job.specs, groups)
+    floats = read_past_module(job.block, idle, lambda: _probe_forward(job))
+    unseen = [name for name in idle if name not in floats]
+    if floats:
+        job.emit(
+            e.Warned(f"block {job.index}: {', '.join(floats)} stays in floats; its weight is read past the module")
+        )
+    if unseen:
+        job.emit(e.Warned(f"block {job.index}: calibration never calls {', '.join(unseen)}; rounded without data"))
+    specs = {name: spec for name, spec in job.specs.items() if name not in floats}
+    alone = [InputGroup((name,), _linear(job, name).in_features, ()) for name in unseen]
+    return replace(job, specs=specs), groups + alone
 
 
 def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: list[torch.Tensor]) -> float:
@@ -281,7 +299,7 @@ def _round_group(
     elif columns is not None:
         stats = stats.scaled(columns)
     cross = None
-    if teacher is not None and job.original is not None and sequential:
+    if teacher is not None and job.original is not None and sequential and stats.n_tokens:
         cross = collect_cross_statistics(job.block, teacher, group.consumers[0], job.inputs, job.original, job.index)
     weights = {}
     for name in group.consumers:

@@ -75,6 +75,8 @@ class _Accumulator:
         self.n_tokens += len(x)
 
     def result(self) -> InputStatistics:
+        if not self.n_tokens:  # nothing is known of the inputs: every channel counts alike
+            return InputStatistics(torch.eye(len(self.gram), device=self.gram.device), self.absolute + 1, 0)
         total = self.total or 1.0
         return InputStatistics(self.gram / total, self.absolute / total, self.n_tokens)
 

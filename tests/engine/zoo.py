@@ -12,6 +12,7 @@ checkpoints have. No weight is one that a wrong fold could hide behind: norms ar
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Preset, RunConfig
 from awq_engine.errors import first_line
-from awq_engine.events import FoldTested, Verified
+from awq_engine.events import FoldTested, LinearQuantized, Verified, Warned
 from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_fold, input_groups, scale_consumers
 from awq_engine.journal import Journal
 from awq_engine.pipeline import TORCH_DTYPES, head_dim, quantize_blocks, write_output
@@ -110,8 +111,6 @@ def examine(model_type: str, folder: Path, preset: Preset = Preset.FAST) -> Find
     )  # fmt: skip
     plan = make_plan(config, skeleton)
     found = Findings(model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
-    for linear in plan.linears:
-        found.linears[linear.name] = found.linears.get(linear.name, 0) + 1
     original = load_dequantized(source).model(input_ids=ids[:1], use_cache=False).logits
     found.stream = difference(streamed(skeleton, plan, ids[:1]), original)
     found.folded = difference(streamed(skeleton, plan, ids[:1], fold=True), original)
@@ -147,6 +146,12 @@ def _run(config: RunConfig, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, f
     assert any(isinstance(event, Verified) for event in events)
     refused = {(e.block, *e.consumers) for e in events if isinstance(e, FoldTested) and not e.accepted}
     for event in events:
+        if isinstance(event, LinearQuantized):
+            found.linears[event.name] = found.linears.get(event.name, 0) + 1
+        if isinstance(event, Warned) and (
+            stays := re.fullmatch(r"block \d+: (.*) stays in floats; (.*)", event.message)
+        ):
+            found.skipped |= dict.fromkeys(stays[1].split(", "), stays[2])
         if isinstance(event, FoldTested) and (event.block, *event.consumers) not in refused:
             fold = f"{event.producer} -> {', '.join(event.consumers)}"
             found.folds[fold] = found.folds.get(fold, 0) + 1

@@ -1,0 +1,56 @@
+"""Linears that never run: which stay in floats, which are rounded without data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from zoo import examine
+
+from awq_engine.folds import input_groups
+from awq_engine.statistics import collect_statistics
+from awq_engine.uncalled import read_past_module, uncalled
+
+
+class _Block(nn.Module):
+    """One linear that runs, one whose weight is read past it, one that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.past, self.idle = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(x) @ self.past.weight
+
+
+def test_the_two_kinds_are_told_apart():
+    """Doubling the weight shows whether it is read; nothing is left changed."""
+    torch.manual_seed(0)
+    block, x = _Block().requires_grad_(False), torch.randn(1, 4, 32)
+    before = {name: p.clone() for name, p in block.named_parameters()}
+    names = ["called", "past", "idle"]
+    idle = uncalled(names, input_groups(block, names, lambda: block(x)))
+
+    assert idle == ["past", "idle"]
+    assert read_past_module(block, idle, lambda: block(x)) == ["past"]
+    assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
+
+
+def test_unseen_inputs_count_alike():
+    """Without a token, every input channel matters the same."""
+    (statistics,) = collect_statistics([nn.Linear(8, 4)], lambda: None)
+
+    assert statistics.n_tokens == 0
+    assert torch.equal(statistics.gram, torch.eye(8))
+    assert torch.equal(statistics.act_mean, torch.ones(8))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mamba_keeps_the_weight_it_reads_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its step projection stays in floats, and so does not end up where no reader could use it."""
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    found = examine("mamba", tmp_path)
+
+    assert sorted(found.linears) == ["mixer.in_proj", "mixer.out_proj", "mixer.x_proj"]
+    assert found.skipped == {"mixer.dt_proj": "its weight is read past the module"}
+    assert max(found.reloaded, found.reference) < 1e-4
