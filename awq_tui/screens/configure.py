@@ -93,7 +93,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also 
         yield _row("Group size", Choice(groups, RunConfig.group_size, id="group-size"))
         yield _row("Zero points", Choice([("asymmetric", False), ("symmetric", True)], False, id="symmetric"))
         yield _row("Preset", Choice([(str(preset), preset) for preset in Preset], RunConfig.preset, id="preset"))
-        yield _row("Method", Choice([("AWQ", Method.AWQ), ("round to nearest", Method.RTN)], Method.AWQ, id="method"))
+        methods = [("AWQ", Method.AWQ), ("GPTQ", Method.GPTQ), ("round to nearest", Method.RTN)]
+        yield _row("Method", Choice(methods, Method.AWQ, id="method"))
         sources = [("built in", TextSource.BUILTIN), ("file", TextSource.FILE), ("Hub data set", TextSource.HUB)]
         yield _row("Calibration", Choice(sources, TextSource.BUILTIN, id="text-source"))
         yield _row("", PlainInput(id="text", compact=True), id="text-row")

@@ -36,6 +36,7 @@ The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint doe
 _REST = "embeddings, head and whatever else is not a linear layer"
 _WORDS = {
     Method.AWQ: ("AWQ (activation-aware weight quantization)", f"{_REST}; norms carry the folded scales"),
+    Method.GPTQ: ("GPTQ (rounding with error feedback), stored in the AWQ format", f"{_REST}, all as it was"),
     Method.RTN: ("each weight rounded to nearest, stored in the AWQ format", f"{_REST}, all as it was"),
 }
 """How the integers were chosen, and what became of everything else."""
@@ -52,9 +53,15 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
         bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
         quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
         rest=rest, skipped=skipped, before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
-        method="rounded to nearest" if config.method is Method.RTN else f"awq, preset {config.preset.value}",
+        method=_method(config),
         calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,
     )  # fmt: skip
+
+
+def _method(config: RunConfig) -> str:
+    if config.method is Method.RTN:
+        return "rounded to nearest"
+    return f"{config.method.value}, preset {config.preset.value}"
 
 
 def _base_name(config: RunConfig, checkpoint: Checkpoint) -> str:

@@ -100,7 +100,12 @@ def _add_quantize(commands: Commands) -> None:
     parser.add_argument(
         "--preset", choices=_values(Preset), default=Preset.BALANCED.value, help="how much work per layer"
     )
-    parser.add_argument("--method", choices=_values(Method), default=Method.AWQ.value, help="rtn is plain rounding")
+    parser.add_argument(
+        "--method",
+        choices=_values(Method),
+        default=Method.AWQ.value,
+        help="gptq: error feedback only; rtn: plain rounding",
+    )
     parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=TEXT)
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
     parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence (default 512)")

@@ -33,6 +33,8 @@ class Method(StrEnum):
     """Which algorithm chooses the integers."""
 
     AWQ = "awq"
+    GPTQ = "gptq"
+    """Error feedback alone: no channel scales, nothing folded, no clips."""
     RTN = "rtn"
     """Round to nearest: no calibration influence on the weights; the baseline."""
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from awq_engine.checkpoint import Checkpoint, TensorInfo
-from awq_engine.config import GROUP_SIZES, Method, Preset, RunConfig
+from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
+from awq_engine.recipe import recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.state import RunState, replay
@@ -29,11 +30,13 @@ DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 MEASURABLE_WORK = 1e10
 """Float operations; the time of smaller runs is mostly fixed costs and tells nothing about larger ones."""
-GRID_PASSES = {Preset.FAST: 60, Preset.BALANCED: 64, Preset.BEST: 68}
-"""Products of a weight with a Gram matrix per linear: 40 of the scale search, 20 of the clip search, then feedback."""
-FORWARD_PASSES = {Preset.FAST: 3, Preset.BALANCED: 8, Preset.BEST: 17}
-"""Times a block runs on all calibration tokens: once for the statistics and in part for the comparison; before each of
-about four groups (`balanced`); and once more each, in the original too, for the drift (`best`)."""
+GRID_PASSES = {"scales": 40, "clips": 20, "feedback": 4, "drift": 4}
+"""Products of a weight with a Gram matrix per linear, by step of the recipe."""
+FORWARD_PASSES = {"sequential": 5, "drift": 9}
+"""Times a block runs on all calibration tokens for a step of the recipe: before each of about four groups, and for the
+drift once more each, in the original too."""
+COMMON_PASSES = 3
+"""Of any recipe: once for the statistics and in part for the comparison."""
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
 """Their linears are stored [in_features, out_features]."""
 ROUTERS = frozenset({"gate", "router"})
@@ -226,13 +229,14 @@ def _peak_host_bytes(checkpoint: Checkpoint, linears: list[BlockLinear], config:
 def work(shapes: Iterable[tuple[int, int]], config: RunConfig) -> float:
     """Float operations of a run over linears of these (out_features, in_features)."""
     tokens = config.samples * config.seq_len
-    passes = FORWARD_PASSES[Preset.FAST if config.method is Method.RTN else config.preset]
+    steps = {name for name, taken in asdict(recipe_of(config)).items() if taken}
+    passes = COMMON_PASSES + sum(cost for step, cost in FORWARD_PASSES.items() if step in steps)
+    grid_passes = sum(cost for step, cost in GRID_PASSES.items() if step in steps)
     total = 0.0
     for out_features, in_features in shapes:
         total += 2.0 * passes * tokens * out_features * in_features
-        if config.method is not Method.RTN:
-            total += 2.0 * tokens * in_features**2
-            total += 2.0 * GRID_PASSES[config.preset] * out_features * in_features**2
+        if steps:
+            total += 2.0 * (tokens + grid_passes * out_features) * in_features**2
     return total
 
 

@@ -76,9 +76,10 @@ def short_role(name: str) -> str:
 
 
 def preset_label(bits: int, group_size: int, preset: str, *, method: str = "awq", symmetric: bool = False) -> str:
-    """What is being done, in a few words: `W4 g128 balanced`, `W4 row symmetric rtn`."""
+    """What is being done, in a few words: `W4 g128 balanced`, `W4 row symmetric rtn`, `W4 g128 gptq best`."""
     group = f"g{group_size}" if group_size > 0 else "row"
-    words = (f"W{bits}", group, "symmetric" if symmetric else "", preset if method == "awq" else method)
+    recipe = {"awq": preset, "rtn": "rtn"}.get(method, f"{method} {preset}")
+    words = (f"W{bits}", group, "symmetric" if symmetric else "", recipe)
     return " ".join(word for word in words if word)
 
 

@@ -28,7 +28,7 @@ from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
 from awq_engine.checkpoint import read_checkpoint, read_header
-from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
@@ -38,6 +38,7 @@ from awq_engine.models import resolve_model
 from awq_engine.output import check_output, check_run
 from awq_engine.plan import Plan, make_plan
 from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
+from awq_engine.recipe import Recipe, recipe_of
 from awq_engine.report import build_report, read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
@@ -92,7 +93,7 @@ def quantize_blocks(run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor,
         check_vocabulary(ids, outer.get_input_embeddings().num_embeddings)  # pyright: ignore
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
     inputs = capture_inputs(skeleton, batches, progress)
-    streams = _Streams(plan.config, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    streams = _Streams(recipe_of(plan.config), inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
         _raise_if_cancelled(run)
@@ -127,34 +128,33 @@ def _quantize_one(
 
 
 class _Streams:
-    """The hidden states that travel through the model: which ones depends on the preset."""
+    """The hidden states that travel through the model: which ones depends on the recipe."""
 
-    def __init__(self, config: RunConfig, inputs: BlockInputs, probe: BlockInputs) -> None:
-        sequential = config.method is Method.AWQ and config.preset is not Preset.FAST
-        self.sequential = sequential
+    def __init__(self, recipe: Recipe, inputs: BlockInputs, probe: BlockInputs) -> None:
+        self.recipe = recipe
         self.inputs = inputs
-        """What blocks are calibrated on: of the original model, or of the quantized one when `sequential`."""
+        """What blocks are calibrated on: of the original model, or of the quantized one (`recipe.sequential`)."""
         self.original: BlockInputs | None = None
         """Of the original model, when both are needed."""
-        if sequential and config.preset is Preset.BEST:
+        if recipe.drift:
             self.original = dataclasses.replace(inputs, hidden=list(inputs.hidden))
         self.probe = probe
         """One sequence through the quantized model, always."""
 
     def advance(self, block: nn.Module, index: int, outputs: list[torch.Tensor]) -> None:
         """Move on past a quantized `block`, given the original block's `outputs`."""
-        if self.sequential:
+        if self.recipe.sequential:
             self.inputs.advance(block, index)
         if self.original is not None:
             self.original.hidden = outputs
-        elif not self.sequential:
+        elif not self.recipe.sequential:
             self.inputs.hidden = outputs
         self.probe.advance(block, index)
 
     def replay(self, block: nn.Module, index: int, install: Callable[[], None]) -> None:
         """Move on past a block that is done: first as the original, then, after `install`, as quantized."""
         with torch.no_grad():
-            source = self.original or (None if self.sequential else self.inputs)
+            source = self.original or (None if self.recipe.sequential else self.inputs)
             outputs = list(source.outputs(block, index)) if source is not None else []
             install()
             self.advance(block, index, outputs)
@@ -170,7 +170,8 @@ def _block_job(
     specs = {linear.name: linear.spec for linear in plan.block_linears(index)}
     return BlockJob(
         index=index, block=block, specs=specs, inputs=streams.inputs,
-        original=streams.original, probe=streams.probe, config=plan.config,
+        original=streams.original, probe=streams.probe, recipe=streams.recipe,
+        seed=plan.config.seed,
         head_dim=head_dim(skeleton), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
     )  # fmt: skip

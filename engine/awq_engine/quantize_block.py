@@ -26,7 +26,6 @@ from torch import nn
 from awq_engine import events as e
 from awq_engine.capture import BlockInputs
 from awq_engine.clip_search import choose_clip
-from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.drift import collect_cross_statistics, correct_drift
 from awq_engine.error_feedback import round_with_feedback
 from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_fold, input_groups, scale_consumers
@@ -39,6 +38,7 @@ from awq_engine.quantize import (
     round_to_nearest,
     to_int_weight,
 )
+from awq_engine.recipe import Recipe
 from awq_engine.scale_search import ScaleChoice, choose_scale
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, collect_statistics
@@ -65,7 +65,9 @@ class BlockJob:
     """What the original block reads; only for `best`."""
     probe: BlockInputs
     """One short sequence that has passed through the quantized blocks."""
-    config: RunConfig
+    recipe: Recipe
+    seed: int
+    """Of the random scales that folds are probed with."""
     head_dim: int
     stored_dtype: Callable[[str], torch.dtype | None]
     """Parameter inside the block -> dtype it is stored in; None when it cannot be rewritten."""
@@ -118,7 +120,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     )
     targets = outputs if job.original is None else list(job.original.outputs(job.block, job.index))
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
-    if job.config.method is Method.AWQ:
+    if job.recipe.scales:
         for group, stats in zip(groups, statistics, strict=True):
             _fold_group(job, bench, group, stats)
     weights: dict[str, IntWeight] = {}
@@ -182,7 +184,7 @@ def _fall_back(
     bench.rows.clear()
     bench.alphas.clear()
     bench.folds.clear()
-    plain = replace(job, config=replace(job.config, method=Method.RTN))
+    plain = replace(job, recipe=Recipe())
     return {
         name: _round_linear(plain, bench, name, stats, None)
         for group, stats in zip(groups, statistics, strict=True)
@@ -219,9 +221,7 @@ def _linear(job: BlockJob, name: str) -> nn.Linear:
 def _fold_group(job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics) -> None:
     """Find the fold of one group, choose its scale, apply it and keep it only if the function is unchanged."""
     job.checkpoint_cancel()
-    probe = find_fold(
-        job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim, job.config.seed
-    )
+    probe = find_fold(job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim, job.seed)
     accepted = probe.fold is not None
     reason = "" if accepted else "no earlier module cancels a channel scale"
     job.emit(e.FoldTested(job.index, probe.producer, list(group.consumers), accepted, probe.error, reason))
@@ -291,15 +291,14 @@ def _round_group(
     job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics, teacher: nn.Module | None
 ) -> dict[str, IntWeight]:
     """Clip and round the linears of one group; the block gets the rounded weights."""
-    sequential = job.config.method is Method.AWQ and job.config.preset is not Preset.FAST
     columns = bench.columns.get(group.consumers[0])
-    if sequential:
+    if job.recipe.sequential:
         first = _linear(job, group.consumers[0])
         (stats,) = collect_statistics([first], lambda: _run_through(job), job.inputs.token_weights)
     elif columns is not None:
         stats = stats.scaled(columns)
     cross = None
-    if teacher is not None and job.original is not None and sequential and stats.n_tokens:
+    if teacher is not None and job.original is not None and stats.n_tokens:
         cross = collect_cross_statistics(job.block, teacher, group.consumers[0], job.inputs, job.original, job.index)
     weights = {}
     for name in group.consumers:
@@ -335,17 +334,17 @@ def _round_linear(
 
     plain = round_to_nearest(original, spec) - original
     losses = {"rounding": stats.output_mse(plain * columns)}
-    qparams, rounded, clipped = choose_qparams(*group_ranges(target, spec), spec), target, 0.0
-    if job.config.method is Method.RTN:
-        rounded = round_to_grid(target, qparams, spec)
-    else:
-        losses["scale"] = loss(round_to_grid(folded, choose_qparams(*group_ranges(folded, spec), spec), spec))
+    qparams, clipped = choose_qparams(*group_ranges(target, spec), spec), 0.0
+    if job.recipe.scales:
+        losses["scale"] = loss(round_to_nearest(folded, spec))
+    if job.recipe.clips:
         qparams, clipped = choose_clip(target, stats, spec)
-        rounded = round_to_grid(target, qparams, spec)
+    rounded = round_to_grid(target, qparams, spec)
+    if job.recipe.clips:
         losses["clip"] = loss(rounded)
-        if job.config.preset is not Preset.FAST:
-            rounded = round_with_feedback(target, stats, qparams, spec)
-            losses["feedback"] = loss(rounded)
+    if job.recipe.feedback:
+        rounded = round_with_feedback(target, stats, qparams, spec)
+        losses["feedback"] = loss(rounded)
     linear.weight.data.copy_(rounded)
     error = (rounded - folded) * rows[:, None] / columns
     job.emit(
