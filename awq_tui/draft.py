@@ -136,6 +136,7 @@ def command(config: RunConfig) -> str:
     for flag, field in (("--method", "method"), ("--calibration", "calibration"), ("--device", "device")):
         if getattr(config, field) != getattr(defaults, field):
             words += [flag, str(getattr(config, field))]
+    words += [word for override in config.overrides for word in ("--override", override)]
     words += ["--symmetric"] if config.symmetric else []
     words += ["--overwrite"] if config.overwrite else []
     return shlex.join(words)

@@ -21,7 +21,7 @@ tags: [awq, int4, awq-tui]
 
 | | |
 |---|---|
-| format | AutoAWQ GEMM, {symmetry}, group size {group_size} |
+| format | AutoAWQ GEMM, {symmetry}, group size {group_size}{overrides} |
 | quantized | {quantized} linears in {blocks} decoder blocks, {bits_per_weight:.2f} bits per weight |
 | not quantized | {rest}{skipped} |
 | size | {before:.1f} MB to {after:.1f} MB |
@@ -51,6 +51,7 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     return _CARD.format(
         base=base, quoted_base=json.dumps(base, ensure_ascii=False), title=f"{base.rpartition('/')[2]} AWQ", how=how,
         bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
+        overrides="".join(f"; {one_line(override)}" for override in config.overrides),
         quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
         rest=rest, skipped=skipped, before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
         method=_method(config),

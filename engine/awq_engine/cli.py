@@ -96,6 +96,11 @@ def _add_quantize(commands: Commands) -> None:
         "--group-size", type=int, default=128, metavar="N",
         help=f"inputs that share a scale: {_listed(GROUP_SIZES)} (-1: the whole row; default 128)",
     )  # fmt: skip
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="PATTERN=WHAT",
+        help="other bits or groups for the linears whose whole name the glob PATTERN fits: bits:8,group:64, or skip to "
+        "leave them as they are; repeat it for more, the last that fits decides",
+    )  # fmt: skip
     parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
     parser.add_argument(
         "--preset", choices=_values(Preset), default=Preset.BALANCED.value, help="how much work per layer"

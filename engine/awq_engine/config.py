@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from awq_engine.errors import BadInputError, UsageError
+from awq_engine.overrides import Override, parse_override
 
 SUPPORTED_BITS = (4,)
 GROUP_SIZES = (32, 64, 128, -1)
@@ -45,6 +46,11 @@ class Format(StrEnum):
     AWQ = "awq"
     """AutoAWQ GEMM, version "gemm"."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether its linears may differ in bits and group size."""
+        return self is not Format.AWQ
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -76,6 +82,8 @@ class RunConfig:
     """Replace an existing output folder, once the new one is complete."""
     threads: int = 0
     """CPU threads; 0 means all. Recorded because sums in another order are other bits."""
+    overrides: tuple[str, ...] = ()
+    """Exceptions for single linears, as `overrides.py` reads them; the last one that fits a linear decides."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
@@ -86,6 +94,8 @@ class RunConfig:
                 raise UsageError(f"The {name} must be at least 1, not {value}.")
         if self.seed < 0 or self.threads < 0:
             raise UsageError("The seed and the number of threads cannot be negative.")
+        for override in map(parse_override, self.overrides):
+            _check_override(override, self.format)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_json` reads back."""
@@ -99,18 +109,37 @@ class RunConfig:
             raise BadInputError(f"The run's config has unknown keys {sorted(unknown)}; a newer awq-tui wrote it.")
         _check_types(data, {f.name: str(f.type) for f in dataclasses.fields(cls)})
         try:
-            enums = {"preset": Preset, "method": Method, "format": Format}
-            return cls(**{key: enums[key](value) if key in enums else value for key, value in data.items()})
+            readers = {"preset": Preset, "method": Method, "format": Format, "overrides": tuple}
+            return cls(**{key: readers[key](value) if key in readers else value for key, value in data.items()})
         except (TypeError, ValueError) as error:
             raise BadInputError(f"The run's config cannot be read: {error}.") from error
 
 
 def _check_types(data: dict[str, Any], declared: dict[str, str]) -> None:
     """Refuse a value of another type than its field's; enums are strings."""
+    types: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "tuple[str, ...]": (list, tuple)}
     for name, value in data.items():
-        expected = {"int": int, "bool": bool}.get(declared[name], str)
-        if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
-            raise BadInputError(f"The run's config is damaged: '{name}' is {value!r}, not of type {expected.__name__}.")
+        expected = types.get(declared[name], (str,))
+        fits = isinstance(value, expected) and isinstance(value, bool) == (bool in expected)
+        if not fits or (list in expected and not all(isinstance(item, str) for item in value)):
+            raise BadInputError(
+                f"The run's config is damaged: '{name}' is {value!r}, not of type {expected[0].__name__}."
+            )
+
+
+def _check_override(override: Override, layout: Format) -> None:
+    """Raise `UsageError` for values that no linear can have, or that the format cannot hold for single linears."""
+    if override.skip:
+        return
+    if not layout.mixes:
+        raise UsageError(
+            f"The override '{override}' cannot be stored: the {layout.value} format has one bit width and one group "
+            "size for all linears; only skip works there."
+        )
+    if override.bits is not None:
+        _check_choice("bit width", override.bits, SUPPORTED_BITS)
+    if override.group_size is not None:
+        _check_choice("group size", override.group_size, GROUP_SIZES)
 
 
 def _check_choice(what: str, value: int, choices: tuple[int, ...]) -> None:

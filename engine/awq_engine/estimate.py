@@ -115,11 +115,10 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         speed: what `measured_speed` returned, kept by the caller; None takes the default rate of this machine.
     """
     found = block_linears(checkpoint)
-    linears = [linear for linear in found if linear.packs]
+    specs = {linear.key: spec for linear in found if linear.packs and (spec := spec_of(config, linear.key))}
+    linears = [linear for linear in found if linear.key in specs]
     speed = speed or default_speed()
-    packed = sum(
-        spec_of(config, linear.key).packed_bytes(linear.out_features, linear.in_features) for linear in linears
-    )
+    packed = sum(specs[linear.key].packed_bytes(linear.out_features, linear.in_features) for linear in linears)
     weights = sum(linear.numel for linear in linears)
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
@@ -135,7 +134,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         peak_host_bytes=_peak_host_bytes(checkpoint, linears, config),
         seconds=work(shapes, config) / speed.flops,
         speed=speed,
-        problems=tuple(find_problems(checkpoint, linears, config)),
+        problems=tuple(find_problems(checkpoint, linears, specs, config)),
         notes=_alignment_notes([linear for linear in found if not linear.packs]),
     )
 
@@ -158,7 +157,9 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
     return sorted(largest, key=lambda linear: linear.block)
 
 
-def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: RunConfig) -> list[str]:
+def find_problems(
+    checkpoint: Checkpoint, linears: list[BlockLinear], specs: dict[str, QuantSpec], config: RunConfig
+) -> list[str]:
     """Every reason why `config` cannot work on this model, as sentences; empty when it can."""
     if checkpoint.quantization is not None:
         method = checkpoint.quantization.get("quant_method", "some method")
@@ -166,8 +167,10 @@ def find_problems(checkpoint: Checkpoint, linears: list[BlockLinear], config: Ru
     if not linears:
         return [
             f"{checkpoint.path} has no numbered blocks with weights to quantize (model type {checkpoint.model_type})."
+            if not config.overrides
+            else "The overrides leave no linear to quantize."
         ]
-    widths = [(linear.tensor.name, linear.in_features, spec_of(config, linear.key)) for linear in linears]
+    widths = [(linear.tensor.name, linear.in_features, specs[linear.key]) for linear in linears]
     found = [group_problem(widths), _context_problem(checkpoint, config)]
     return [problem for problem in found if problem]
 

@@ -67,6 +67,8 @@ class PlanReady(Event):
     peak_host_bytes: int
     """Estimated."""
     output: str
+    warnings: list[str] = field(default_factory=list)
+    """Sentences on what works here, but not everywhere."""
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def execute(run: Run, emit: EventSink) -> None:
     skeleton = build_skeleton(checkpoint, str(pick_device(config.device)))
     plan = make_plan(config, skeleton)
     emit(plan.event)
+    for warning in plan.event.warnings:
+        emit(e.Warned(warning))
     calibration = run_calibration(run, config, checkpoint)
     check_fingerprint(run, take_fingerprint(checkpoint, calibration.ids))
     emit(_calibration_event(calibration))
@@ -284,6 +286,7 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
         "run_id": run.id, "output": plan.config.output, "bits": plan.config.bits,
         "group_size": plan.config.group_size, "symmetric": plan.config.symmetric, "format": plan.config.format.value,
         "method": plan.config.method.value, "preset": plan.config.preset.value,
+        "overrides": list(plan.config.overrides),
         "bytes_before": plan.event.bytes_before, "bytes_after": bytes_after,
         "bits_per_weight": plan.event.bits_per_weight, "seconds": round(state.elapsed(time.time()), 2),
         "peak_host_bytes": max([peak_host_bytes(), *(b.peak_host_bytes for b in state.blocks.values())]),

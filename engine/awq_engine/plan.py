@@ -17,8 +17,10 @@ from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
 from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem
 from awq_engine.events import PlanReady
+from awq_engine.fused import disagreement
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
+from awq_engine.overrides import deciding_override, pattern_problem
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.spec import QuantSpec, spec_of
 
@@ -69,6 +71,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     refuse_quantized(checkpoint)
     refuse_mismatch(skeleton)
     linears, skipped = _choose_linears(config, skeleton)
+    if problem := pattern_problem(config.overrides, [x.key for x in linears] + [key for key, _ in skipped]):
+        raise BadInputError(problem)
     if problem := group_problem([(f"{x.key}.weight", x.in_features, x.spec) for x in linears]):
         raise BadInputError(problem)
     if not linears:
@@ -100,6 +104,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         bits_per_weight=8 * packed / sum(x.out_features * x.in_features for x in linears),
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
+        warnings=_warnings(linears, skipped),
     )
     return Plan(config, tuple(linears), tuple(skipped), event)
 
@@ -155,12 +160,21 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             path = f"{skeleton.block_name(index)}.{name}"
             key = skeleton.plain_keys.get(f"{path}.weight", "")
             linear = key.removesuffix(".weight")
+            spec = spec_of(config, linear)
             if reason := _skip_reason(module, key, skeleton.checkpoint):
-                skipped.append((path, reason))
+                skipped.append((linear or path, reason))
+            elif spec is None:
+                skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
             else:
-                spec = spec_of(config, linear)
                 linears.append(LinearPlan(index, name, linear, module.out_features, module.in_features, spec))
     return linears, skipped
+
+
+def _warnings(linears: list[LinearPlan], skipped: list[tuple[str, str]]) -> list[str]:
+    """What servers will not take."""
+    choices = {x.key: x.spec for x in linears} | {name: None for name, _ in skipped}
+    sentence = disagreement(choices)
+    return [sentence] if sentence else []
 
 
 def _skip_reason(module: nn.Linear, key: str, checkpoint: Checkpoint) -> str | None:

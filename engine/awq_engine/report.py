@@ -56,6 +56,9 @@ class LayerRow:
     """[alpha, loss] points of the search."""
     histogram: dict[str, Any] | None
     """low, high (log10) and counts of the channel scale."""
+    bits: int | None = None
+    """None in reports of older versions."""
+    group_size: int | None = None
 
     @property
     def weight_change(self) -> float | None:
@@ -85,7 +88,7 @@ def layer_row(layer: LayerState) -> LayerRow | None:
         loss_final=list(losses.values())[-1] if losses else 0.0, loss_ratio=layer.loss_ratio,
         weight_mse_rounding=done.weight_mse_rounding, weight_mse_final=done.weight_mse_final,
         clipped_share=done.clipped_share, seconds=done.seconds, curve=scale.curve if scale else [],
-        histogram=scale.histogram if scale else None, **statistics,
+        histogram=scale.histogram if scale else None, bits=layer.bits, group_size=layer.group_size, **statistics,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from awq_engine.config import RunConfig
+from awq_engine.overrides import deciding_override
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,11 @@ class QuantSpec:
         return out_features * (in_features * self.bits + groups * (self.bits + SCALE_BITS)) // 8
 
 
-def spec_of(config: RunConfig, key: str) -> QuantSpec:
-    """What `config` asks for on the linear that the checkpoint calls `key`."""
-    return QuantSpec(config.bits, config.group_size, config.symmetric)
+def spec_of(config: RunConfig, key: str) -> QuantSpec | None:
+    """What `config` asks for on the linear that the checkpoint calls `key`; None when it is to stay as it is."""
+    override = deciding_override(config.overrides, key)
+    if override is None:
+        return QuantSpec(config.bits, config.group_size, config.symmetric)
+    if override.skip:
+        return None
+    return QuantSpec(override.bits or config.bits, override.group_size or config.group_size, config.symmetric)

@@ -43,6 +43,9 @@ class LayerState:
     scale: e.ScaleChosen | None = None
     """The search of the fold that reaches this linear, once it ran."""
     quantized: e.LinearQuantized | None = None
+    bits: int | None = None
+    """Of its integers; None in journals of older versions."""
+    group_size: int | None = None
 
     @property
     def role(self) -> str:
@@ -157,7 +160,8 @@ def _(event: e.PlanReady, state: RunState, time: float) -> RunState:
     layers = dict(state.layers)
     for linear in event.linears:
         key = (int(linear["block"]), str(linear["name"]))
-        layers.setdefault(key, LayerState(*key, int(linear["out_features"]), int(linear["in_features"])))
+        shape = int(linear["out_features"]), int(linear["in_features"])
+        layers.setdefault(key, LayerState(*key, *shape, bits=linear.get("bits"), group_size=linear.get("group_size")))
     return replace(state, plan=event, layers=layers, phase=Phase.CALIBRATING, progress=None)
 
 

@@ -46,6 +46,8 @@ def _field(name: str, heading: str, text: Callable[[Any], str] = str) -> Column:
 COLUMNS = (
     _field("block", "block"),
     _field("name", "layer"),
+    _field("bits", "bits"),
+    _field("group_size", "group"),
     _field("alpha", "alpha", number),
     _field("mean", "mean", number),
     _field("max", "max", number),

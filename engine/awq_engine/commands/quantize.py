@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
         preset=Preset(args.preset), method=method, format=Format(args.format), samples=args.samples,
         calibration=absolute_spec(args.calibration, "calibration text"), seq_len=args.seq_len, device=args.device,
-        seed=args.seed, overwrite=args.overwrite, **shape,
+        seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override), **shape,
     )  # fmt: skip
 
 
@@ -100,15 +101,29 @@ def describe_plan(plan: dict[str, Any], time_source: str) -> str:
         reasons[reason] = reasons.get(reason, 0) + 1
     lines = [
         f"model      {plan['model']}  ({plan['model_type']}, {plan['parameters']} parameters)",
-        f"quantize   {len(plan['linears'])} linears in {plan['n_blocks']} blocks",
+        f"quantize   {len(plan['linears'])} linears in {plan['n_blocks']} blocks: {_specs(plan['linears'])}",
         *(f"keep       {number} linears: {reason}" for reason, number in reasons.items()),
         f"size       {size(plan['bytes_before'])} -> {size(plan['bytes_after'])}, "
         f"{plan['bits_per_weight']:.2f} bits per weight",
         f"memory     about {size(plan['peak_host_bytes'])} of host memory",
         f"time       about {duration(plan['seconds'])} ({time_source})",
         f"output     {plan['output']}",
+        *(f"warning    {warning}" for warning in plan["warnings"]),
     ]
     return "\n".join(map(one_line, lines))
+
+
+def _specs(linears: list[dict[str, Any]]) -> str:
+    """`4 bits in groups of 128`, or how many linears have which."""
+    counts = Counter((linear["bits"], linear["group_size"]) for linear in linears)
+    words = {spec: f"{spec[0]} bits in {_groups(spec[1])}" for spec in counts}
+    if len(counts) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{number} with {words[spec]}" for spec, number in counts.most_common())
+
+
+def _groups(group_size: int) -> str:
+    return "whole rows" if group_size == -1 else f"groups of {group_size}"
 
 
 def _detached(run: Run, as_json: bool) -> int:
