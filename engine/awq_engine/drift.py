@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from awq_engine.capture import BlockInputs
+from awq_engine.cholesky import damped_factor, solve
 from awq_engine.statistics import InputStatistics, weigh
 
 RIDGE = 0.01
@@ -33,10 +34,9 @@ def correct_drift(
         statistics: of the present inputs.
         cross: E[x_present x_original^T], float32 [in, in].
     """
-    gram = statistics.gram.double()
-    damped = gram + torch.diag(RIDGE * gram.diagonal() + 1e-6 * gram.diagonal().mean() + 1e-30)
-    missing = cross.double() @ original.double().T - gram @ present.double().T  # [in, out]
-    return present + torch.cholesky_solve(missing, torch.linalg.cholesky(damped)).T.float()
+    gram, power = statistics.gram, statistics.gram.diagonal()
+    missing = (cross @ original.T).addmm_(gram, present.T, alpha=-1)  # [in, out]
+    return present + solve(damped_factor(gram, RIDGE * power + 1e-6 * power.mean() + 1e-30), missing).T
 
 
 def collect_cross_statistics(

@@ -26,6 +26,8 @@ class InputStatistics:
     """float32 [in]: E|x|, AWQ's saliency."""
     n_tokens: int
     """Vectors seen, whatever their weight."""
+    feedback: tuple[torch.Tensor, torch.Tensor] | None = None
+    """What error feedback derives from `gram`, kept for the other linears that read the same."""
 
     def scaled(self, channel_scale: torch.Tensor) -> InputStatistics:
         """The statistics of x / channel_scale."""

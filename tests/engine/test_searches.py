@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from awq_engine.cholesky import damped_factor
 from awq_engine.clip_search import choose_clip
 from awq_engine.drift import correct_drift
 from awq_engine.error_feedback import round_with_feedback
+from awq_engine.errors import BadInputError
 from awq_engine.folds import Fold, FoldKind
 from awq_engine.histogram import N_BINS, histogram, scale_statistics
 from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, round_to_nearest
@@ -143,6 +145,36 @@ def test_feedback_beats_plain_rounding_on_the_same_grid(inputs: torch.Tensor, we
 
     assert true_loss(inputs, rounded, weight) < 0.6 * plain
     assert torch.equal(round_to_grid(rounded, qparams, SPEC), rounded)
+
+
+def test_feedback_is_gptq(inputs: torch.Tensor, weight: torch.Tensor):
+    """Column by column as in the paper: round, divide by U_ii of the inverse's factor, move the columns left."""
+    stats = statistics(inputs)
+    qparams = choose_qparams(*group_ranges(weight, SPEC), SPEC)
+    gram = stats.gram.double()
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(IN)
+    order = torch.argsort(gram.diagonal(), descending=True)
+    factor = torch.linalg.cholesky(torch.linalg.inv(gram[order][:, order]), upper=True)
+    rest, expected = weight.double(), torch.empty_like(weight)
+    for i, column in enumerate(order.tolist()):
+        scale, zero = qparams.scale[:, column // 32], qparams.zero_point[:, column // 32]
+        q = (rest[:, column] / scale).round().add(zero).clamp(0, SPEC.levels).sub(zero) * scale
+        error = (rest[:, column] - q) / factor[i, i]
+        expected[:, column] = q.float()
+        rest[:, order[i:]] -= error[:, None] * factor[i, i:]
+    found = round_with_feedback(weight, stats, qparams, SPEC)
+
+    assert (found == expected).float().mean() > 0.995  # a tie may fall the other way in single precision
+
+
+def test_singular_gram_matrix_is_damped_until_it_factors():
+    """What rounding made indefinite is damped more; what is not finite is refused."""
+    gram = torch.diag(torch.tensor([1.0, 1.0, -0.5]))
+    factor = damped_factor(gram, torch.full((3,), 0.01))
+
+    assert torch.allclose(factor.T @ factor, gram + torch.eye(3), atol=1e-6)
+    with pytest.raises(BadInputError, match="not finite"):
+        damped_factor(torch.full((3, 3), torch.nan), torch.ones(3))
 
 
 def test_drift_correction_recovers_the_original_outputs(inputs: torch.Tensor, weight: torch.Tensor):
