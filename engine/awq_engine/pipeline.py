@@ -44,6 +44,7 @@ from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
 from awq_engine.runtime import pick_device
 from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_engine.skip_list import skip_list
 from awq_engine.state import RunState, replay
 from awq_engine.verify import verify_output
 from awq_engine.writer import (
@@ -269,15 +270,8 @@ def _as_done(run: Run, plan: Plan) -> Plan:
 
 def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:
     """The `quantization_config` of the output, as the readers of its format expect it."""
-    quantized = {linear.key for linear in plan.linears}
-    kept = [
-        key.removesuffix(".weight")
-        for name, module in skeleton.model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (key := skeleton.plain_keys.get(f"{name}.weight", f"{name}.weight")).removesuffix(".weight")
-        not in quantized
-    ]
-    return CODECS[plan.config.format].settings({linear.key: linear.spec for linear in plan.linears}, kept)
+    specs = {linear.key: linear.spec for linear in plan.linears}
+    return CODECS[plan.config.format].settings(specs, skip_list(skeleton, specs))
 
 
 def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[str, Any]:

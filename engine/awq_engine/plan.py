@@ -6,12 +6,13 @@ All problems are found from `config.json`, the safetensors headers and the empty
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from awq_engine.architecture import outside_parts
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
@@ -167,7 +168,15 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
                 skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
             else:
                 linears.append(LinearPlan(index, name, linear, module.out_features, module.in_features, spec))
-    return linears, skipped
+    return linears, skipped + list(_outside(skeleton))
+
+
+def _outside(skeleton: Skeleton) -> Iterator[tuple[str, str]]:
+    """Parts of the model beside its decoder blocks and its head."""
+    head = skeleton.model.get_output_embeddings()
+    for part in outside_parts(skeleton.model, skeleton.blocks_name):
+        if skeleton.model.get_submodule(part) is not head:
+            yield part, "not among the decoder blocks"
 
 
 def _warnings(linears: list[LinearPlan], skipped: list[tuple[str, str]]) -> list[str]:

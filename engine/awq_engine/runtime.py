@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from awq_engine.architecture import auto_class
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, first_line
 from awq_engine.formats.stated import Quantization, read_quantization
@@ -152,10 +153,10 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def _load_floats(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """transformers' own loader, held to what is said above about missing and extra tensors."""
-    load_config(checkpoint)
+    auto = auto_class(load_config(checkpoint))
     transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             checkpoint.path,
             dtype=dtype,
             local_files_only=True,

@@ -11,13 +11,14 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -27,6 +28,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
+from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError, as_known_error, first_line
 
@@ -63,9 +65,16 @@ class Skeleton:
         return [key for key, target in self.targets.items() if target.startswith(prefix)]
 
     def outer_keys(self) -> list[str]:
-        """Checkpoint keys of everything but the blocks: embeddings, final norm, head."""
-        prefix = self.blocks_name + "."
-        return [key for key, target in self.targets.items() if not target.startswith(prefix)]
+        """Checkpoint keys of what text needs beside the blocks: embeddings, final norm, head."""
+        return [key for key, target in self.targets.items() if self._is_outer(target)]
+
+    def _is_outer(self, parameter: str) -> bool:
+        return not parameter.startswith((f"{self.blocks_name}.", *(f"{tower}." for tower in self.towers)))
+
+    @cached_property
+    def towers(self) -> list[str]:
+        """Paths of the parts that text does not run through; they are never loaded."""
+        return towers(self.model)
 
     @contextlib.contextmanager
     def loaded_block(self, index: int) -> Iterator[nn.Module]:
@@ -80,8 +89,8 @@ class Skeleton:
 
     @contextlib.contextmanager
     def loaded_outer(self) -> Iterator[PreTrainedModel]:
-        """The model with everything loaded but its blocks."""
-        outer = [name for name, _ in self.model.named_parameters() if not name.startswith(self.blocks_name + ".")]
+        """The model with everything loaded but its blocks and towers."""
+        outer = [name for name, _ in self.model.named_parameters() if self._is_outer(name)]
         try:
             self._fill(self.outer_keys())
             self.model.tie_weights()
@@ -131,7 +140,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     config = load_config(checkpoint)
     with _parameters_on_meta():
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = build_empty(config)
         except Exception as error:
             if known := as_known_error(error):
                 raise known from error
@@ -139,7 +148,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
             raise BadInputError(f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {why}") from error
     model.eval().requires_grad_(False)
     targets, plain = _map_keys(model, checkpoint)
-    return Skeleton(model, checkpoint, _find_blocks(model), targets, plain, torch.float32, torch.device(device))
+    return Skeleton(model, checkpoint, find_blocks(model), targets, plain, torch.float32, torch.device(device))
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -159,20 +168,6 @@ def _known_model_types() -> set[str]:
     from transformers import CONFIG_MAPPING
 
     return set(CONFIG_MAPPING.keys())
-
-
-def _find_blocks(model: nn.Module) -> str:
-    sizes = {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(isinstance(m, nn.Linear) for m in module.modules())
-    }
-    if not sizes:
-        raise BadInputError(
-            f"No list of decoder blocks with linear layers was found in {type(model).__name__}; architectures made of "
-            "other layers (such as GPT-2's Conv1D) cannot be quantized yet."
-        )
-    return max(sizes, key=lambda name: sizes[name])
 
 
 def _map_keys(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:

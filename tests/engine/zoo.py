@@ -16,11 +16,13 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from zoo_configs import VOCABULARY, causal_types, tiny_config
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from zoo_configs import VOCABULARY, tiny_config
 
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
@@ -65,10 +67,7 @@ class Findings:
 def write_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A random checkpoint of the tiny config of `model_type`."""
     torch.manual_seed(seed)
-    auto = transformers.AutoModelForCausalLM
-    if model_type not in causal_types():
-        auto = transformers.AutoModelForImageTextToText
-    model = auto.from_config(tiny_config(model_type))
+    model = checkpoint_class(model_type).from_config(tiny_config(model_type))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(_disturbed(parameter))
@@ -77,6 +76,13 @@ def write_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float3
                 buffer.copy_(_disturbed(buffer))
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+def checkpoint_class(model_type: str) -> Any:
+    """The auto class whose model has all parts that a checkpoint of this type holds."""
+    if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def _disturbed(values: torch.Tensor) -> torch.Tensor:
