@@ -45,10 +45,7 @@ def find_blocks(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and any(isinstance(m, nn.Linear) for m in module.modules())
     }
     if not sizes:
-        raise BadInputError(
-            f"No list of decoder blocks with linear layers was found in {type(model).__name__}; architectures made of "
-            "other layers (such as GPT-2's Conv1D) cannot be quantized yet."
-        )
+        raise BadInputError(f"No list of decoder blocks with linear layers was found in {type(model).__name__}.")
     return max(sizes, key=lambda name: sizes[name])
 
 

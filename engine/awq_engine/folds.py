@@ -17,6 +17,8 @@ from enum import StrEnum
 import torch
 from torch import nn
 
+from awq_engine.experts import expert_numbers
+
 PROBE_TOLERANCE = 1e-3
 """Share of the consumers' disturbance that may be left: float32 noise gives 1e-6, a wrong producer about 1."""
 
@@ -82,6 +84,8 @@ class Probe:
 def input_groups(block: nn.Module, names: list[str], forward: Callable[[], object]) -> list[InputGroup]:
     """Group the linears `names` of a block by the tensor they read, in the order they run.
 
+    What ran before an expert's linears does not include other experts. Linears that do not run are in no group.
+
     Args:
         forward: runs the block once.
     """
@@ -102,17 +106,20 @@ def input_groups(block: nn.Module, names: list[str], forward: Callable[[], objec
     finally:
         for handle in handles:
             handle.remove()
-    return list(_group_calls(calls, chosen))
+    return list(_group_calls(calls, chosen, expert_numbers(block)))
 
 
-def _group_calls(calls: list[tuple[str, torch.Tensor | None]], chosen: set[str]) -> Iterator[InputGroup]:
+def _group_calls(
+    calls: list[tuple[str, torch.Tensor | None]], chosen: set[str], experts: dict[str, int]
+) -> Iterator[InputGroup]:
     members: dict[tuple[int, torch.Size], list[int]] = {}
     for position, (name, tensor) in enumerate(calls):
-        if name in chosen and tensor is not None:
+        if name in chosen and tensor is not None and tensor.numel():
             members.setdefault((tensor.data_ptr(), tensor.shape), []).append(position)
     for (_, shape), positions in members.items():
         consumers = tuple(dict.fromkeys(calls[position][0] for position in positions))
-        before = [name for name, _ in reversed(calls[: positions[0]])]
+        number = experts.get(consumers[0])
+        before = [name for name, _ in reversed(calls[: positions[0]]) if experts.get(name, number) == number]
         yield InputGroup(consumers, shape[-1], tuple(dict.fromkeys(before)))
 
 

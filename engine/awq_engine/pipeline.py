@@ -167,8 +167,8 @@ def _block_job(
     run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, block: nn.Module, index: int, emit: EventSink
 ) -> BlockJob:
     def stored_dtype(parameter: str) -> torch.dtype | None:
-        key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{parameter}")
-        return TORCH_DTYPES.get(skeleton.checkpoint.tensors[key].dtype) if key else None
+        source = skeleton.sources.get(f"{skeleton.block_name(index)}.{parameter}")
+        return TORCH_DTYPES.get(skeleton.checkpoint.tensors[source.key].dtype) if source else None
 
     specs = {linear.name: linear.spec for linear in plan.block_linears(index)}
     return BlockJob(
@@ -199,8 +199,11 @@ def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: 
         parts = CODECS[plan.config.format].pack(weight.to("cpu"), keys[name])
         tensors |= {f"{keys[name]}.{part}": tensor for part, tensor in parts.items()}
     for name, tensor in result.changed.items():
-        tensors[skeleton.plain_keys[f"{skeleton.block_name(index)}.{name}"]] = tensor
-    return tensors
+        source = skeleton.sources[f"{skeleton.block_name(index)}.{name}"]
+        tensors[source.name] = source.restore(tensor)
+    paths = [f"{skeleton.block_name(index)}.{name}" for name in result.weights]
+    done = tensors.keys() | {f"{keys[name]}.weight" for name in result.weights}
+    return tensors | skeleton.read_neighbours(paths, done)
 
 
 @torch.no_grad()
@@ -213,9 +216,9 @@ def install_block(
         weight = codec.unpack(codec.of(tensors, linear.key), linear.spec, linear.key)
         parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
     for name, parameter in parameters.items():
-        key = skeleton.plain_keys.get(f"{skeleton.block_name(index)}.{name}")
-        if key in tensors:
-            parameter.copy_(tensors[key])
+        source = skeleton.sources.get(f"{skeleton.block_name(index)}.{name}")
+        if source is not None and source.name in tensors:
+            parameter.copy_(source.restore(tensors[source.name]))
 
 
 def block_file(run: Run, index: int) -> Path:
@@ -241,7 +244,8 @@ def write_output(
     plan = _as_done(run, plan)
     output = Path(plan.config.output)
     blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
-    tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears})
+    parts = skeleton.split_keys(linear.path for linear in plan.linears)
+    tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears}, parts)
     with staging_folder(run.staging(output)) as staging:
         write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
         state = replay(run.records())

@@ -21,12 +21,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError
 from awq_engine.formats.stated import Quantization
-from awq_engine.skeleton import Skeleton, build_skeleton, missing_tensor
+from awq_engine.skeleton import build_skeleton, missing_tensor
+from awq_engine.sources import Source
 from awq_kernels.int_weight import IntWeight
 
 Read = Callable[[str], torch.Tensor]
@@ -58,15 +58,17 @@ def place_quantized(
     packed = set(quantization.linears(checkpoint))
     skeleton = build_skeleton(as_floats(checkpoint, quantization), "cpu")
     model = skeleton.model
-    _refuse_joined(skeleton, packed)
-    known = set(skeleton.plain_keys.values())
-    notes = left_out(checkpoint, model, [t for key, t in skeleton.targets.items() if key not in known])
+    placed = {source.key for source in skeleton.sources.values()}
+    notes = left_out(checkpoint, model, [t for key, t in skeleton.targets.items() if key not in placed])
     stored = weights = 0
     with _reading(checkpoint) as read:
-        homes = {p.removesuffix(".weight"): n for p, k in skeleton.plain_keys.items() if (n := _linear_of(k)) in packed}
-        for name, key in skeleton.plain_keys.items():
+        homes: dict[str, str] = {}
+        for name, source in skeleton.sources.items():
+            if (linear := _linear_of(source.key)) in packed:
+                homes[name.removesuffix(".weight")] = linear
+        for name, source in skeleton.sources.items():
             if name.rpartition(".")[0] not in homes:
-                _fill(model, name, read(key), key, device, dtype)
+                _fill(model, name, source, read(source.key), device, dtype)
         for home, name in homes.items():
             parts = quantization.reader.of(checkpoint.tensors, name)
             tensors = {part: read(info.name) for part, info in parts.items()}
@@ -74,8 +76,10 @@ def place_quantized(
             _check_fits(model.get_submodule(home), weight, name)
             stored += sum(info.nbytes for info in parts.values())
             weights += weight.q.numel()
-            bias_key = skeleton.plain_keys.get(f"{home}.bias")
-            model.set_submodule(home, make(weight, None if bias_key is None else read(bias_key).to(device, dtype)))
+            bias = skeleton.sources.get(f"{home}.bias")
+            model.set_submodule(
+                home, make(weight, None if bias is None else bias.take(read(bias.key), 1).to(device, dtype))
+            )
     head = model.get_output_embeddings()
     _tie(model, checkpoint, any(model.get_submodule(home) is head for home in homes))
     nn.Module.to(model, device)
@@ -103,19 +107,6 @@ def left_out(checkpoint: Checkpoint, model: PreTrainedModel, strangers: list[str
     return (f"{type(model).__name__} has no place for {len(strangers)} tensors, first {strangers[0]}; left out.",)
 
 
-def _refuse_joined(skeleton: Skeleton, packed: set[str]) -> None:
-    """Quantized tensors that transformers joins into one (the experts of a mixture) have no linear to replace."""
-    known = set(skeleton.plain_keys.values())
-    parameters = skeleton.model.state_dict()
-    for key, target in skeleton.targets.items():
-        if key not in known and target in parameters:
-            what = "The quantized" if _linear_of(key) in packed else "The"
-            raise BadInputError(
-                f"{what} {key.rpartition('.')[0]} in {skeleton.checkpoint.path} is one of several tensors that "
-                f"{type(skeleton.model).__name__} joins into one; such models cannot be run here yet, but vLLM can."
-            )
-
-
 def as_floats(checkpoint: Checkpoint, quantization: Quantization) -> Checkpoint:
     """The checkpoint as if every quantized linear X had an `X.weight`, for transformers' key renaming."""
     tensors, reader = {}, quantization.reader
@@ -131,9 +122,9 @@ def as_floats(checkpoint: Checkpoint, quantization: Quantization) -> Checkpoint:
 
 
 def _check_fits(module: nn.Module, weight: IntWeight, name: str) -> None:
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not isinstance(module, nn.Linear):
         raise BadInputError(f"{name} is quantized, but it is a {type(module).__name__} and not a linear layer.")
-    shape = list(module.weight.shape)[:: -1 if isinstance(module, Conv1D) else 1]
+    shape = list(module.weight.shape)
     if shape != [weight.out_features, weight.in_features]:
         raise BadInputError(
             f"{name} holds {weight.out_features} outputs and {weight.in_features} inputs, but config.json "
@@ -142,14 +133,16 @@ def _check_fits(module: nn.Module, weight: IntWeight, name: str) -> None:
 
 
 def _fill(
-    model: PreTrainedModel, name: str, value: torch.Tensor, key: str, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel, name: str, source: Source, value: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Put one tensor into the parameter or buffer `name`."""
+    """Put one tensor, or the part that belongs there, into the parameter or buffer `name`."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
-    old = getattr(module, leaf)
-    if old.shape != value.shape:
-        raise BadInputError(f"{key} has shape {list(value.shape)}, but config.json describes {list(old.shape)}.")
+    if source.shape != tuple(value.shape):
+        raise BadInputError(
+            f"{source.key} has shape {list(value.shape)}, but config.json describes {list(source.shape)}."
+        )
+    value = source.take(value, getattr(module, leaf).ndim)
     value = value.to(device, dtype if value.is_floating_point() else None)
     if leaf in module._buffers:
         module._buffers[leaf] = value

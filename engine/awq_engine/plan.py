@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from awq_engine.architecture import outside_parts
-from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
 from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem
@@ -23,6 +23,7 @@ from awq_engine.models import resolve_model
 from awq_engine.output import check_run
 from awq_engine.overrides import deciding_override, pattern_problem
 from awq_engine.skeleton import Skeleton, build_skeleton
+from awq_engine.sources import Source
 from awq_engine.spec import QuantSpec, spec_of
 
 FLOAT_DTYPES = ("F16", "BF16", "F32")
@@ -35,11 +36,15 @@ class LinearPlan:
     block: int
     name: str
     """Inside the block."""
+    path: str
+    """In the model."""
     key: str
-    """Its name in the checkpoint, without `.weight`."""
+    """In the output, without `.weight`; the source's own name where that has one."""
     out_features: int
     in_features: int
     spec: QuantSpec
+    stored_bytes: int
+    """Of its weight, as it is in the source."""
 
     @property
     def packed_bytes(self) -> int:
@@ -81,7 +86,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
             f"Nothing in {checkpoint.path} can be quantized: {skipped[0][1] if skipped else 'no linears'}."
         )
     forecast = estimate(checkpoint, config)
-    replaced = sum(checkpoint.tensors[f"{x.key}.weight"].nbytes for x in linears)
+    replaced = sum(x.stored_bytes for x in linears)
     packed = sum(x.packed_bytes for x in linears)
     event = PlanReady(
         model=config.model,
@@ -127,28 +132,21 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 
 
 def refuse_mismatch(skeleton: Skeleton) -> None:
-    """Raise `BadInputError` where config.json and the stored tensors disagree, or experts are stored fused."""
+    """Raise `BadInputError` where config.json and the stored tensors disagree."""
     stored, parameters = skeleton.checkpoint.tensors, dict(skeleton.model.named_parameters(remove_duplicate=False))
     where = skeleton.checkpoint.path
-    for name, key in skeleton.plain_keys.items():
-        if name in parameters and (shape := tuple(parameters[name].shape)) != stored[key].shape:
+    for name, source in skeleton.sources.items():
+        if name in parameters and source.shape != stored[source.key].shape:
             raise BadInputError(
-                f"The tensor {key} in {where} has shape {list(stored[key].shape)}, but config.json describes "
-                f"{list(shape)}; the two do not belong together."
+                f"The tensor {source.key} in {where} has shape {list(stored[source.key].shape)}, but config.json "
+                f"describes {list(source.shape)}; the two do not belong together."
             )
-    loaded = set(skeleton.targets.values()) | set(getattr(skeleton.model, "all_tied_weights_keys", None) or ())
+    tied = set(getattr(skeleton.model, "all_tied_weights_keys", None) or ())
+    loaded = set(skeleton.targets.values()) | set(skeleton.sources) | tied
     present = {id(parameter) for name, parameter in parameters.items() if name in loaded}  # ties share an object
     missing = [name for name, parameter in parameters.items() if name not in loaded and id(parameter) not in present]
     if missing:
         raise BadInputError(f"The weights in {where} lack the tensor '{missing[0]}' that config.json calls for.")
-    prefix = skeleton.blocks_name + "."
-    fused = [name for name, parameter in parameters.items() if name.startswith(prefix) and parameter.ndim > 2]
-    fused = [name for name in fused if "expert" in name]
-    if fused:
-        raise BadInputError(
-            f"{where} is a mixture of experts ({fused[0]}); quantizing experts is not supported yet, and an output "
-            "with most of its weights left out would be of no use."
-        )
 
 
 def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
@@ -159,15 +157,19 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             if not isinstance(module, nn.Linear):
                 continue
             path = f"{skeleton.block_name(index)}.{name}"
-            key = skeleton.plain_keys.get(f"{path}.weight", "")
-            linear = key.removesuffix(".weight")
+            source = skeleton.sources.get(f"{path}.weight")
+            linear = source.name.removesuffix(".weight") if source else path
             spec = spec_of(config, linear)
-            if reason := _skip_reason(module, key, skeleton.checkpoint):
-                skipped.append((linear or path, reason))
+            if reason := _skip_reason(module, source, skeleton.checkpoint):
+                skipped.append((linear, reason))
             elif spec is None:
                 skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
             else:
-                linears.append(LinearPlan(index, name, linear, module.out_features, module.in_features, spec))
+                dtype = skeleton.checkpoint.tensors[skeleton.sources[f"{path}.weight"].key].dtype
+                size = module.weight.numel() * DTYPE_BYTES[dtype]
+                linears.append(
+                    LinearPlan(index, name, path, linear, module.out_features, module.in_features, spec, size)
+                )
     return linears, skipped + list(_outside(skeleton))
 
 
@@ -186,11 +188,11 @@ def _warnings(linears: list[LinearPlan], skipped: list[tuple[str, str]]) -> list
     return [sentence] if sentence else []
 
 
-def _skip_reason(module: nn.Linear, key: str, checkpoint: Checkpoint) -> str | None:
-    if not key.endswith(".weight"):
+def _skip_reason(module: nn.Linear, source: Source | None, checkpoint: Checkpoint) -> str | None:
+    if source is None or not source.name.endswith(".weight"):
         return "stored fused with other weights in the checkpoint"
-    if checkpoint.tensors[key].dtype not in FLOAT_DTYPES:
-        return f"stored as {checkpoint.tensors[key].dtype}"
+    if (dtype := checkpoint.tensors[source.key].dtype) not in FLOAT_DTYPES:
+        return f"stored as {dtype}"
     if module.out_features % PACKED_ALIGNMENT:
         return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_ALIGNMENT}"
     return None

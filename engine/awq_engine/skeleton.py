@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +20,14 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError, as_known_error, first_line
+from awq_engine.linearize import linearize
+from awq_engine.sources import Source, find_sources
 
 
 @dataclass
@@ -42,13 +39,35 @@ class Skeleton:
     blocks_name: str
     """Path of the module list of decoder blocks, e.g. `model.layers`."""
     targets: dict[str, str]
-    """Checkpoint key -> parameter name in the module tree."""
-    plain_keys: dict[str, str]
-    """Parameter name -> checkpoint key, for parameters stored one to one (renamed, never converted)."""
+    """Checkpoint key -> parameter it fills, or the first of them."""
+    sources: dict[str, Source]
+    """Parameter -> where it lies in the checkpoint; without those that transformers computes from what is stored."""
+    rebuilt: tuple[str, ...]
+    """Parameters of linears that `linearize` put in the place of other modules."""
     dtype: torch.dtype
     device: torch.device
     unpack: Callable[[str], torch.Tensor | None] = lambda key: None
     """Checkpoint key -> its weight in floats where the checkpoint holds integers instead; None where it does not."""
+
+    @cached_property
+    def rebuilt_by_key(self) -> dict[str, list[str]]:
+        """Checkpoint key -> the rebuilt parameters that it fills."""
+        names: dict[str, list[str]] = {}
+        for name in self.rebuilt:
+            if name in self.sources:
+                names.setdefault(self.sources[name].key, []).append(name)
+        return names
+
+    def written_name(self, parameter: str) -> str:
+        """The name a parameter has in checkpoints."""
+        return self.sources[parameter].name if parameter in self.sources else parameter
+
+    def split_keys(self, linears: Iterable[str]) -> dict[str, list[str]]:
+        """Stored tensors that these linears (paths) share with others -> names of all that is in them."""
+        parameters = [f"{linear}.{leaf}" for linear in linears for leaf in ("weight", "bias")]
+        sources = [self.sources[name] for name in parameters if name in self.sources]
+        keys = dict.fromkeys(source.key for source in sources if source.is_shared)
+        return {key: [self.sources[name].name for name in self.rebuilt_by_key[key]] for key in keys}
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -75,6 +94,17 @@ class Skeleton:
     def towers(self) -> list[str]:
         """Paths of the parts that text does not run through; they are never loaded."""
         return towers(self.model)
+
+    def read_neighbours(self, linears: Iterable[str], done: Collection[str]) -> dict[str, torch.Tensor]:
+        """Written name -> value, as stored, of what shares a stored tensor with `linears` and is not in `done`."""
+        names = [name for key in self.split_keys(linears) for name in self.rebuilt_by_key[key]]
+        sources = {name: self.sources[name] for name in names if self.sources[name].name not in done}
+        with contextlib.ExitStack() as stack:
+            stored = self._slices(stack, {source.key for source in sources.values()})
+            return {
+                source.name: source.take(stored[source.key], self.model.get_parameter(name).ndim).contiguous()
+                for name, source in sources.items()
+            }
 
     @contextlib.contextmanager
     def loaded_block(self, index: int) -> Iterator[nn.Module]:
@@ -106,17 +136,30 @@ class Skeleton:
     def _fill(self, keys: Iterable[str]) -> None:
         """Read these checkpoint keys into their parameters, as `dtype` on `device`."""
         transforms = get_model_conversion_mapping(self.model)
+        keys = list(keys)
         load = LoadStateDictConfig(
             weight_mapping=transforms, device_map={"": str(self.device)}, dtype=self.dtype  # pyright: ignore
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
             slices = self._slices(stack, keys)
+            for key in [key for key in keys if key in self.rebuilt_by_key]:
+                self._fill_rebuilt(key, slices.pop(key))
             try:
                 convert_and_load_state_dict_in_model(self.model, slices, load)
             except RuntimeError as error:
                 raise BadInputError(
                     f"The weights in {self.checkpoint.path} do not fit its config.json: {error}"
                 ) from error
+
+    def _fill_rebuilt(self, key: str, stored: Any) -> None:
+        """Read one checkpoint key into the parameters of rebuilt linears."""
+        for name in self.rebuilt_by_key[key]:
+            module_name, _, leaf = name.rpartition(".")
+            module = self.model.get_submodule(module_name)
+            ndim = module._parameters[leaf].ndim  # pyright: ignore[reportOptionalMemberAccess]
+            value = stored if isinstance(stored, torch.Tensor) else self.sources[name].take(stored, ndim)
+            value = value.to(self.device, self.dtype).contiguous()
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     def _slices(self, stack: contextlib.ExitStack, keys: Iterable[str]) -> dict[str, Any]:
         files: dict[Path, Any] = {}
@@ -147,8 +190,13 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
             why = first_line(error)
             raise BadInputError(f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {why}") from error
     model.eval().requires_grad_(False)
-    targets, plain = _map_keys(model, checkpoint)
-    return Skeleton(model, checkpoint, find_blocks(model), targets, plain, torch.float32, torch.device(device))
+    original = model.state_dict()
+    parts = linearize(model)
+    found = find_sources(model, original, parts, checkpoint)
+    return Skeleton(
+        model, checkpoint, find_blocks(model), found.targets, found.parameters, tuple(parts), torch.float32,
+        torch.device(device),
+    )  # fmt: skip
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
@@ -168,21 +216,6 @@ def _known_model_types() -> set[str]:
     from transformers import CONFIG_MAPPING
 
     return set(CONFIG_MAPPING.keys())
-
-
-def _map_keys(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    state = model.state_dict()
-    targets: dict[str, str] = {}
-    plain: dict[str, str] = {}
-    for key in checkpoint.tensors:
-        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        targets[key] = target
-        if pattern is None and target in state:
-            plain[target] = key
-    return targets, plain
 
 
 def _refuse_missing(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:

@@ -38,4 +38,4 @@ def _linears(skeleton: Skeleton, part: str) -> Iterator[str]:
     """The names in the checkpoint of the linears of a part."""
     for name, module in skeleton.model.get_submodule(part).named_modules(prefix=part):
         if isinstance(module, nn.Linear):
-            yield skeleton.plain_keys.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
+            yield skeleton.written_name(f"{name}.weight").removesuffix(".weight")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +47,31 @@ def file_sha256(path: Path) -> str:
         return ""
 
 
-def output_tensors(checkpoint: Checkpoint, block_files: Iterable[Path], quantized: set[str]) -> list[TensorInfo]:
+def output_tensors(
+    checkpoint: Checkpoint, block_files: Iterable[Path], quantized: set[str], split: Mapping[str, list[str]]
+) -> list[TensorInfo]:
     """Every tensor of the output in the source's order, each where its bytes lie now.
 
     Args:
-        quantized: checkpoint names of quantized linears, whose `.weight` gives way to packed tensors.
+        quantized: names of quantized linears, whose `.weight` gives way to packed tensors.
+        split: source tensors that give way to tensors of these names (fused experts).
     """
     written: dict[str, TensorInfo] = {}
     for file in block_files:
         written |= read_header(file)
     packed: dict[str, list[str]] = {}
+    whole = checkpoint.tensors.keys() | {name for names in split.values() for name in names}
     for key in written:
-        if key not in checkpoint.tensors:
+        if key not in whole:
             packed.setdefault(key.rpartition(".")[0], []).append(key)
     result: list[TensorInfo] = []
     for key, info in checkpoint.tensors.items():
-        linear = key.removesuffix(".weight")
-        if key.endswith(".weight") and linear in quantized:
-            result += [written.pop(part) for part in packed[linear]]
-        else:
-            result.append(written.pop(key, info))
+        for name in split.get(key, [key]):
+            linear = name.removesuffix(".weight")
+            if name.endswith(".weight") and linear in quantized:
+                result += [written.pop(part) for part in packed[linear]]
+            else:
+                result.append(written.pop(name) if key in split else written.pop(name, info))
     assert not written, f"tensors without a place in the checkpoint: {sorted(written)[:3]}"
     return result
 

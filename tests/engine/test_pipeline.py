@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
-from transformers import MixtralConfig
 
 from awq_engine import quantize_block
 from awq_engine.checkpoint import read_checkpoint
@@ -387,15 +386,3 @@ def test_config_that_does_not_fit_the_weights(make_run: Callable[..., Run], tmp_
     with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"tensor '?model\."):
         execute(run, emit)
     assert not any(record.event.kind() == "calibration_ready" for record in run.records())
-
-
-def test_mixture_of_experts_is_refused(make_run: Callable[..., Run], tmp_path: Path):
-    """Until experts can be quantized, the plan says so instead of leaving most of the model out."""
-    config = MixtralConfig(
-        vocab_size=2048, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128,
-    )  # fmt: skip
-    run = make_run(model=str(write_tiny_model(tmp_path / "model", config)))
-
-    with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match="mixture of experts"):
-        execute(run, emit)

@@ -195,14 +195,14 @@ def _storable(skeleton: Skeleton, block: nn.Module, index: int, group: InputGrou
 
     def storable(name: str) -> bool:
         parameters = block.get_submodule(name).named_parameters(prefix=name, recurse=False)
-        return all(f"{skeleton.block_name(index)}.{parameter}" in skeleton.plain_keys for parameter, _ in parameters)
+        return all(f"{skeleton.block_name(index)}.{parameter}" in skeleton.sources for parameter, _ in parameters)
 
     return InputGroup(group.consumers, group.in_features, tuple(name for name in group.earlier if storable(name)))
 
 
 def _stored_dtype(skeleton: Skeleton, index: int, fold: Fold) -> torch.dtype:
-    key = skeleton.plain_keys[f"{skeleton.block_name(index)}.{fold.producer}.weight"]
-    return TORCH_DTYPES[skeleton.checkpoint.tensors[key].dtype]
+    source = skeleton.sources[f"{skeleton.block_name(index)}.{fold.producer}.weight"]
+    return TORCH_DTYPES[skeleton.checkpoint.tensors[source.key].dtype]
 
 
 def why_not(error: BaseException) -> str:
