@@ -37,6 +37,10 @@ class BlockCall:
         return output if isinstance(output, torch.Tensor) else output[0]
 
 
+class PassStoppedError(Exception):
+    """Ends a pass early: what was wanted has been seen."""
+
+
 @dataclass
 class BlockInputs:
     """Batches of hidden states on their way through the blocks."""
@@ -51,11 +55,20 @@ class BlockInputs:
     """How much each token counts, float32 [batch, seq] each; None when all count the same."""
     _running: int = field(default=0, init=False, repr=False)
 
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.calls[0])
+
+    def output(self, block: nn.Module, index: int, batch: int) -> torch.Tensor:
+        """The block's output for one batch."""
+        self._running = batch
+        hidden = self.hidden[batch]
+        return self.calls[index][batch].run(block, hidden.to(self.device)).to(hidden.device)
+
     def outputs(self, block: nn.Module, index: int) -> Iterator[torch.Tensor]:
         """The block's output for each batch, in order."""
-        for batch, (hidden, call) in enumerate(zip(self.hidden, self.calls[index], strict=True)):
-            self._running = batch
-            yield call.run(block, hidden.to(self.device)).to(hidden.device)
+        for batch in range(len(self)):
+            yield self.output(block, index, batch)
 
     def token_weights(self) -> torch.Tensor | None:
         """The weights of the batch that `outputs` runs now, float32 [batch, seq]."""
@@ -69,11 +82,10 @@ class BlockInputs:
     def first(self, n_tokens: int) -> BlockInputs:
         """As many leading batches as hold `n_tokens`, at least one; shares memory."""
         count, total = 0, 0
-        while count < len(self.hidden) and (count == 0 or total < n_tokens):
+        while count < len(self) and (count == 0 or total < n_tokens):
             total += self.hidden[count].shape[0] * self.hidden[count].shape[1]
             count += 1
-        weights = None if self.weights is None else self.weights[:count]
-        return BlockInputs(self.hidden[:count], [calls[:count] for calls in self.calls], self.device, weights)
+        return BlockInputs(self.hidden, [calls[:count] for calls in self.calls], self.device, self.weights)
 
 
 @torch.no_grad()
@@ -170,23 +182,19 @@ class _Recorder:
         return self._seen[0][0], kept
 
 
-class _PassStoppedError(Exception):
-    """Ends a pass early: what was wanted has been seen."""
-
-
 def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | None:
     """What block 0 returns after the hidden states; None when it returns the bare tensor."""
     seen: list[Any] = []
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         seen.append(output)
-        raise _PassStoppedError
+        raise PassStoppedError
 
     with skeleton.loaded_block(0) as block:
         handle = block.register_forward_hook(look)
         try:
             skeleton.model.base_model(input_ids=ids.to(skeleton.device), use_cache=False)
-        except _PassStoppedError:
+        except PassStoppedError:
             pass
         finally:
             handle.remove()

@@ -11,14 +11,13 @@ channel cannot buy the correction of quiet ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from awq_engine.capture import BlockInputs
 from awq_engine.cholesky import damped_factor, solve
-from awq_engine.statistics import InputStatistics, weigh
+from awq_engine.originals import Originals
+from awq_engine.statistics import InputStatistics, Tap, weigh
 
 RIDGE = 0.01
 
@@ -40,32 +39,21 @@ def correct_drift(
 
 
 def collect_cross_statistics(
-    block: nn.Module, teacher: nn.Module, name: str, inputs: BlockInputs, original: BlockInputs, index: int
-) -> torch.Tensor:
-    """E[x_present x_original^T] of what `name` reads in `block` on `inputs` and in `teacher` on `original`."""
+    block: nn.Module, originals: Originals, linear: nn.Linear, inputs: BlockInputs, original: BlockInputs, index: int
+) -> torch.Tensor | None:
+    """E[x_present x_original^T] of what `linear` reads in `block` on `inputs`, and in the original block on `original`.
+
+    Batches in which a router sends it other tokens than before have no pairs to compare; None when that is all of them.
+    """
     total: torch.Tensor | None = None
     weight = 0.0
-    pairs = zip(
-        _inputs_of(block, name, inputs, index), _inputs_of(teacher, name, original, index), strict=True
-    )  # fmt: skip
-    for present, before in pairs:
-        weighted, sum_of_weights = weigh(present, inputs.token_weights())
-        product = weighted.T @ before
-        total = product if total is None else total.add_(product)
-        weight += sum_of_weights
-    assert total is not None
-    return total / (weight or 1.0)
-
-
-def _inputs_of(block: nn.Module, name: str, inputs: BlockInputs, index: int) -> Iterator[torch.Tensor]:
-    """For each batch, what the linear reads: float32 [tokens, in]."""
-    caught: list[torch.Tensor] = []
-    handle = block.get_submodule(name).register_forward_pre_hook(
-        lambda _, args: caught.append(args[0].reshape(-1, args[0].shape[-1]).float())
-    )
-    try:
-        for _ in inputs.outputs(block, index):
-            yield torch.cat(caught)
-            caught.clear()
-    finally:
-        handle.remove()
+    present, before = Tap(linear), Tap(linear)
+    for batch in range(len(inputs)):
+        x = present.read(lambda batch=batch: inputs.output(block, index, batch))
+        weighted, sum_of_weights = weigh(x, inputs.token_weights())
+        with originals.computing():
+            y = before.read(lambda batch=batch: original.output(block, index, batch))
+        if len(x) == len(y) > 0:
+            total = weighted.T @ y if total is None else total.addmm_(weighted.T, y)
+            weight += sum_of_weights
+    return None if total is None else total.div_(weight or 1.0)

@@ -16,14 +16,12 @@ import torch
 from awq_engine.cholesky import damped_factor
 from awq_engine.quantize import QParams
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import InputStatistics
+from awq_engine.statistics import ROWS, InputStatistics
 
 DAMPING = 0.01
 """Of the mean diagonal."""
 CHUNK = 128
 """Columns that take the errors of all columns before them together."""
-ROWS = 2048
-"""Rows rounded at a time: bounds the memory."""
 
 
 def round_with_feedback(

@@ -15,7 +15,6 @@ these inputs they give what the original gave on the original inputs (drift corr
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from awq_engine.error_feedback import round_with_feedback
 from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_fold, input_groups, scale_consumers
 from awq_engine.histogram import histogram, scale_statistics
 from awq_engine.journal import EventSink
+from awq_engine.originals import Originals
 from awq_engine.quantize import (
     choose_qparams,
     group_ranges,
@@ -41,7 +41,7 @@ from awq_engine.quantize import (
 from awq_engine.recipe import Recipe
 from awq_engine.scale_search import ScaleChoice, choose_scale
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_engine.statistics import InputStatistics, Tap, collect_statistics
 from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
 
@@ -95,8 +95,7 @@ class BlockResult:
 class _Bench:
     """The block on the workbench: original weights, and what has been folded so far."""
 
-    originals: dict[str, torch.Tensor]
-    """Every parameter of the block before any change."""
+    originals: Originals
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     """By linear: what its input columns were multiplied by, [in]."""
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -108,30 +107,46 @@ class _Bench:
 @torch.no_grad()
 def quantize_block(job: BlockJob) -> BlockResult:
     """Quantize one block; the block is left holding the dequantized weights."""
-    originals = {name: p.data.clone() for name, p in job.block.named_parameters()}
-    bench = _Bench(originals)
-    teacher = copy.deepcopy(job.block) if job.original is not None else None
+    bench = _Bench(Originals(job.block))
     groups = input_groups(job.block, list(job.specs), lambda: _probe_forward(job))
     job, groups = _settle_uncalled(job, groups)
-    outputs: list[torch.Tensor] = []
-    firsts = [_linear(job, group.consumers[0]) for group in groups]
-    statistics = collect_statistics(
-        firsts, lambda: outputs.extend(job.inputs.outputs(job.block, job.index)), job.inputs.token_weights
-    )
-    targets = outputs if job.original is None else list(job.original.outputs(job.block, job.index))
+    statistics, targets = _observe(job, groups)
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
     if job.recipe.scales:
         for group, stats in zip(groups, statistics, strict=True):
             _fold_group(job, bench, group, stats)
+    if job.recipe.sequential:
+        statistics.clear()  # they are taken again, group by group
     weights: dict[str, IntWeight] = {}
-    for group, stats in zip(groups, statistics, strict=True):
-        weights |= _round_group(job, bench, group, stats, teacher)
+    for group in groups:
+        weights |= _round_group(job, bench, group, statistics.pop(0) if statistics else None)
     loss_final = _check_loss(job, targets)
     if not loss_final <= loss_rounding:
         reason = "plain rounding changes the block's output less"
         job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
-        weights, loss_final = _fall_back(job, bench, groups, statistics), loss_rounding
+        weights, loss_final = _fall_back(job, bench, groups), loss_rounding
     return BlockResult(weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
+
+
+def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[list[InputStatistics], list[torch.Tensor]]:
+    """The input statistics of every group in the original block, and of its outputs as many as will be read."""
+    outputs: list[torch.Tensor] = []
+    enough = len(job.inputs.first(CHECK_TOKENS)) if job.recipe.sequential else len(job.inputs)
+
+    def forward() -> None:
+        for output in job.inputs.outputs(job.block, job.index):
+            if job.original is None and len(outputs) < enough:
+                outputs.append(output)
+
+    statistics = collect_statistics(_firsts(job, groups), forward, job.inputs.token_weights)
+    if job.original is not None:
+        outputs.extend(job.original.outputs(job.block, job.index))
+    return statistics, outputs
+
+
+def _firsts(job: BlockJob, groups: list[InputGroup]) -> list[nn.Linear]:
+    """One linear of each group: what it reads they all read."""
+    return [_linear(job, group.consumers[0]) for group in groups]
 
 
 def _settle_uncalled(job: BlockJob, groups: list[InputGroup]) -> tuple[BlockJob, list[InputGroup]]:
@@ -156,7 +171,7 @@ def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: list[torch.Te
         weight = _linear(job, name).weight.data
         weight.copy_(round_to_nearest(weight, spec))
     loss = _check_loss(job, targets)
-    _restore(job, bench)
+    bench.originals.restore()
     return loss
 
 
@@ -170,21 +185,15 @@ def _check_loss(job: BlockJob, targets: list[torch.Tensor]) -> float:
     return float(torch.stack(squares).mean())
 
 
-def _restore(job: BlockJob, bench: _Bench) -> None:
-    for name, parameter in job.block.named_parameters():
-        parameter.data.copy_(bench.originals[name])
-
-
-def _fall_back(
-    job: BlockJob, bench: _Bench, groups: list[InputGroup], statistics: list[InputStatistics]
-) -> dict[str, IntWeight]:
+def _fall_back(job: BlockJob, bench: _Bench, groups: list[InputGroup]) -> dict[str, IntWeight]:
     """Start the block over with plain rounding."""
-    _restore(job, bench)
+    bench.originals.restore()
     bench.columns.clear()
     bench.rows.clear()
     bench.alphas.clear()
     bench.folds.clear()
     plain = replace(job, recipe=Recipe())
+    statistics = collect_statistics(_firsts(job, groups), lambda: _run_through(job), job.inputs.token_weights)
     return {
         name: _round_linear(plain, bench, name, stats, None)
         for group, stats in zip(groups, statistics, strict=True)
@@ -288,18 +297,21 @@ def _relative_change(before: torch.Tensor, after: torch.Tensor, hidden: torch.Te
 
 
 def _round_group(
-    job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics, teacher: nn.Module | None
+    job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics | None
 ) -> dict[str, IntWeight]:
-    """Clip and round the linears of one group; the block gets the rounded weights."""
-    columns = bench.columns.get(group.consumers[0])
-    if job.recipe.sequential:
-        first = _linear(job, group.consumers[0])
-        (stats,) = collect_statistics([first], lambda: _run_through(job), job.inputs.token_weights)
+    """Clip and round the linears of one group; the block gets the rounded weights.
+
+    Args:
+        stats: of the group's inputs in the original block; None to take them from the block as it is now.
+    """
+    first, columns = _linear(job, group.consumers[0]), bench.columns.get(group.consumers[0])
+    if stats is None:
+        stats = _present_statistics(job, first)
     elif columns is not None:
         stats = stats.scaled(columns)
     cross = None
-    if teacher is not None and job.original is not None and stats.n_tokens:
-        cross = collect_cross_statistics(job.block, teacher, group.consumers[0], job.inputs, job.original, job.index)
+    if job.recipe.drift and job.original is not None and stats.n_tokens:
+        cross = collect_cross_statistics(job.block, bench.originals, first, job.inputs, job.original, job.index)
     weights = {}
     for name in group.consumers:
         job.checkpoint_cancel()
@@ -310,6 +322,18 @@ def _round_group(
 def _run_through(job: BlockJob) -> None:
     for _ in job.inputs.outputs(job.block, job.index):
         pass
+
+
+def _present_statistics(job: BlockJob, linear: nn.Linear) -> InputStatistics:
+    """Of what the linear reads in the block as it is now; the passes go no further than the linear."""
+    tap = Tap(linear)
+
+    def forward() -> None:
+        for batch in range(len(job.inputs)):
+            tap.read(lambda batch=batch: job.inputs.output(job.block, job.index, batch))
+
+    (stats,) = collect_statistics([linear], forward, job.inputs.token_weights)
+    return stats
 
 
 def _round_linear(

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from awq_engine.capture import PassStoppedError
+
+ROWS = 2048
+"""Rows of a weight that are worked on at a time: bounds the memory of whatever treats rows alike."""
+
 
 @dataclass
 class InputStatistics:
@@ -30,13 +35,14 @@ class InputStatistics:
     """What error feedback derives from `gram`, kept for the other linears that read the same."""
 
     def scaled(self, channel_scale: torch.Tensor) -> InputStatistics:
-        """The statistics of x / channel_scale."""
-        gram = self.gram / channel_scale[:, None] / channel_scale[None, :]
+        """The statistics of x / channel_scale; takes over the memory of these, which must not be used again."""
+        gram = self.gram.div_(channel_scale[:, None]).div_(channel_scale[None, :])
         return InputStatistics(gram, self.act_mean / channel_scale, self.n_tokens)
 
     def output_mse(self, difference: torch.Tensor) -> float:
         """Mean squared change of the outputs when the weight [out, in] changes by `difference` (float32)."""
-        return float(((difference @ self.gram) * difference).sum() / difference.shape[0])
+        parts = [((rows @ self.gram).mul_(rows)).sum() for rows in difference.split(ROWS)]
+        return float(torch.stack(parts).sum() / difference.shape[0])
 
 
 TokenWeights = Callable[[], torch.Tensor | None]
@@ -80,7 +86,7 @@ class _Accumulator:
         if not self.n_tokens:  # nothing is known of the inputs: every channel counts alike
             return InputStatistics(torch.eye(len(self.gram), device=self.gram.device), self.absolute + 1, 0)
         total = self.total or 1.0
-        return InputStatistics(self.gram / total, self.absolute / total, self.n_tokens)
+        return InputStatistics(self.gram.div_(total), self.absolute.div_(total), self.n_tokens)
 
 
 def collect_statistics(
@@ -99,3 +105,31 @@ def collect_statistics(
         for handle in handles:
             handle.remove()
     return [accumulator.result() for accumulator in accumulators]
+
+
+class Tap:
+    """What one linear reads, pass by pass; a pass ends as soon as the linear has read all it will."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = linear
+        self._calls = 0
+        """How often a pass calls the linear: as often as the first did, which ran to its end."""
+
+    def read(self, run: Callable[[], object]) -> torch.Tensor:
+        """What the linear reads while `run` runs, float32 [tokens, in]."""
+        caught: list[torch.Tensor] = []
+
+        def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            caught.append(inputs[0].reshape(-1, inputs[0].shape[-1]).float())
+            if len(caught) == self._calls:
+                raise PassStoppedError
+
+        handle = self._linear.register_forward_pre_hook(catch)
+        try:
+            run()
+        except PassStoppedError:
+            pass
+        finally:
+            handle.remove()
+        self._calls = max(self._calls, len(caught))
+        return torch.cat(caught) if caught else torch.zeros(0, self._linear.in_features)  # an expert without tokens
