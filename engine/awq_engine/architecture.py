@@ -72,6 +72,16 @@ def towers(model: PreTrainedModel) -> list[str]:
     return [name for name, module in _models(model) if name and type(module.config) in others]
 
 
+def head_dim(block: nn.Module, config: Any) -> int:
+    """Width of an attention head in `block`, which may be unlike other blocks; 1 where nothing says."""
+    for module in block.modules():
+        if isinstance(width := getattr(module, "head_dim", None), int):
+            return width
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    return text.hidden_size // heads if heads else 1
+
+
 def outside_parts(model: nn.Module, blocks_name: str) -> list[str]:
     """Paths of the largest parts with linears that do not hold the decoder blocks: towers, projectors, the head."""
     return list(_parts_beside(model, "", blocks_name))

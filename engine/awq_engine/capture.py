@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from awq_engine.carried import Carried, Handover, Linker, Mapping, Returned
 from awq_engine.errors import BadInputError
 from awq_engine.skeleton import Skeleton
 
@@ -28,13 +29,31 @@ class BlockCall:
     hidden_keyword: str | None
     """Name under which the hidden states are passed, or None when they come first."""
 
-    def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's output hidden states, the same shape as `hidden` [batch, seq, hidden_size]."""
+    @property
+    def carries(self) -> bool:
+        """Whether an argument depends on the blocks before."""
+        return any(isinstance(value, Mapping | Returned) for value in (*self.args, *self.kwargs.values()))
+
+    def run(self, block: nn.Module, hidden: torch.Tensor, carried: Carried) -> tuple[torch.Tensor, Carried]:
+        """The block's output hidden states, shaped as `hidden` [batch, seq, hidden_size], and what it hands on."""
+        args = [carried.fill(value) for value in self.args]
+        kwargs = {name: carried.fill(value) for name, value in self.kwargs.items()}
         if self.hidden_keyword is None:
-            output = block(hidden, *self.args, **self.kwargs)
+            output = block(hidden, *args, **kwargs)
         else:
-            output = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
-        return output if isinstance(output, torch.Tensor) else output[0]
+            output = block(*args, **{self.hidden_keyword: hidden}, **kwargs)
+        if isinstance(output, torch.Tensor):
+            return output, carried
+        return output[0], Carried(carried.mappings, tuple(output[1:]))
+
+
+@dataclass(frozen=True)
+class NoCall(BlockCall):
+    """A block that text does not run through, such as one for pictures."""
+
+    def run(self, block: nn.Module, hidden: torch.Tensor, carried: Carried) -> tuple[torch.Tensor, Carried]:
+        """Everything as it came."""
+        return hidden, carried
 
 
 class PassStoppedError(Exception):
@@ -53,17 +72,31 @@ class BlockInputs:
     """Where blocks run; hidden states wait in host memory."""
     weights: list[torch.Tensor] | None = field(default=None, repr=False)
     """How much each token counts, float32 [batch, seq] each; None when all count the same."""
+    handover: Handover | None = field(default=None, repr=False)
+    """What blocks hand on beside the hidden states; None when that is nothing."""
     _running: int = field(default=0, init=False, repr=False)
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self.calls[0])
 
-    def output(self, block: nn.Module, index: int, batch: int) -> torch.Tensor:
-        """The block's output for one batch."""
+    def output(self, block: nn.Module, index: int, batch: int, final: bool = False) -> torch.Tensor:
+        """The block's output for one batch; `final` when later blocks are to go on from here."""
         self._running = batch
-        hidden = self.hidden[batch]
-        return self.calls[index][batch].run(block, hidden.to(self.device)).to(hidden.device)
+        hidden, call = self.hidden[batch], self.calls[index][batch]
+        if self.handover is None:
+            return call.run(block, hidden.to(self.device), Carried())[0].to(hidden.device)
+        carried = self.handover.entering(index, batch).to(self.device)
+        output, carried = call.run(block, hidden.to(self.device), carried)
+        self.handover.leave(batch, carried.to(hidden.device), final)
+        return output.to(hidden.device)
+
+    def handed_on(self, block: nn.Module, index: int) -> torch.Tensor:
+        """Everything that later blocks get from this one for the first batch, as one float32 vector."""
+        carried = Carried() if self.handover is None else self.handover.entering(index, 0).to(self.device)
+        output, carried = self.calls[index][0].run(block, self.hidden[0].to(self.device), carried)
+        handed = carried.tensors() if self.handover is not None else []
+        return torch.cat([tensor.float().flatten() for tensor in (output, *handed)])
 
     def outputs(self, block: nn.Module, index: int) -> Iterator[torch.Tensor]:
         """The block's output for each batch, in order."""
@@ -76,8 +109,13 @@ class BlockInputs:
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Replace the hidden states by the block's outputs."""
-        for batch, output in enumerate(self.outputs(block, index)):
-            self.hidden[batch] = output
+        for batch in range(len(self)):
+            self.hidden[batch] = self.output(block, index, batch, final=True)
+
+    def fork(self) -> BlockInputs:
+        """The same hidden states, to go another way from here on."""
+        handover = None if self.handover is None else self.handover.fork()
+        return BlockInputs(list(self.hidden), self.calls, self.device, self.weights, handover)
 
     def first(self, n_tokens: int) -> BlockInputs:
         """As many leading batches as hold `n_tokens`, at least one; shares memory."""
@@ -85,7 +123,8 @@ class BlockInputs:
         while count < len(self) and (count == 0 or total < n_tokens):
             total += self.hidden[count].shape[0] * self.hidden[count].shape[1]
             count += 1
-        return BlockInputs(self.hidden, [calls[:count] for calls in self.calls], self.device, self.weights)
+        calls = [calls[:count] for calls in self.calls]
+        return BlockInputs(self.hidden, calls, self.device, self.weights, self.handover)
 
 
 @torch.no_grad()
@@ -98,6 +137,7 @@ def capture_inputs(
     """
     hidden: list[torch.Tensor] = []
     calls: list[list[BlockCall]] = [[] for _ in skeleton.blocks]
+    entering: list[Carried] = []
     shared = _Shared()
     with skeleton.loaded_outer() as model:
         tail = _output_tail(skeleton, batches[0][:1, :8])
@@ -105,12 +145,14 @@ def capture_inputs(
             recorder = _Recorder(tail)
             with recorder.installed(skeleton.blocks):
                 model.base_model(input_ids=batch.to(skeleton.device), use_cache=False)
-            first, batch_calls = recorder.result(len(skeleton.blocks), shared)
+            first, batch_calls, carried = recorder.result(len(skeleton.blocks), shared)
             hidden.append(first.cpu())
+            entering.append(carried)
             for block_calls, call in zip(calls, batch_calls, strict=True):
                 block_calls.append(call)
             progress(done + 1, len(batches))
-    return BlockInputs(hidden, calls, skeleton.device)
+    handover = Handover(entering) if any(call.carries for block_calls in calls for call in block_calls) else None
+    return BlockInputs(hidden, calls, skeleton.device, handover=handover)
 
 
 @torch.no_grad()
@@ -148,9 +190,12 @@ class _Recorder:
 
     def __init__(self, tail: tuple[Any, ...] | None, replacement: torch.Tensor | None = None) -> None:
         """`tail` follows the hidden states in a block's return value; `replacement` is returned in their stead."""
-        self._tail = tail
+        self._linker = Linker(tail)
         self._replacement = replacement
-        self._seen: dict[int, tuple[torch.Tensor, BlockCall]] = {}
+        self._hidden: torch.Tensor | None = None
+        self._calls: dict[int, BlockCall] = {}
+        self._last: tuple[int, tuple[int, torch.Size, int]] | None = None
+        """The block called last, and what tells whether its output reaches the next one as it is."""
 
     @contextlib.contextmanager
     def installed(self, blocks: nn.ModuleList) -> Iterator[None]:
@@ -164,22 +209,48 @@ class _Recorder:
 
     def _forward(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            keyword = None if args else next((k for k, v in kwargs.items() if isinstance(v, torch.Tensor)), None)
-            hidden = args[0] if args else kwargs.pop(keyword or "")
-            self._seen[index] = (hidden, BlockCall(tuple(args[1:]), kwargs, keyword))
+            keyword = None if args else _hidden_keyword(kwargs)
+            hidden = args[0] if keyword is None else kwargs.pop(keyword)
+            if self._replacement is None:
+                self._follow(index, hidden)
+            linked = {name: self._linker.link(value) for name, value in kwargs.items()}
+            self._calls[index] = BlockCall(tuple(map(self._linker.link, args[1:])), linked, keyword)
             output = hidden if self._replacement is None else self._replacement
-            return output if self._tail is None else (output, *self._tail)
+            tail = self._linker.tail()
+            return output if tail is None else (output, *tail)
 
         return forward
 
-    def result(self, n_blocks: int, shared: _Shared) -> tuple[torch.Tensor, list[BlockCall]]:
-        if missing := [index for index in range(n_blocks) if index not in self._seen]:
+    def _follow(self, index: int, hidden: torch.Tensor) -> None:
+        """Note one block's input, and refuse what is not handed from each block to the next untouched."""
+        state = (hidden.data_ptr(), hidden.shape, hidden._version)
+        if self._last is None:
+            self._hidden = hidden.clone()
+        elif index <= self._last[0]:
             raise BadInputError(
-                f"Decoder block {missing[0]} is never called by this architecture; it is not supported."
+                f"This architecture runs decoder block {index} after block {self._last[0]}, so its blocks are no plain "
+                "sequence; it is not supported."
             )
-        calls = [self._seen[index][1] for index in range(n_blocks)]
-        kept = [BlockCall(shared(c.args), {k: shared(v) for k, v in c.kwargs.items()}, c.hidden_keyword) for c in calls]
-        return self._seen[0][0], kept
+        elif state != self._last[1]:
+            raise BadInputError(
+                f"This architecture computes something between decoder blocks {self._last[0]} and {index}; "
+                "it is not supported."
+            )
+        self._last = (index, state)
+
+    def result(self, n_blocks: int, shared: _Shared) -> tuple[torch.Tensor, list[BlockCall], Carried]:
+        """What enters the first block, the call of every block, and what else is carried into the first."""
+        if self._hidden is None:
+            raise BadInputError("This architecture calls none of its decoder blocks for text; it is not supported.")
+        calls = [self._calls.get(index, NoCall((), {}, None)) for index in range(n_blocks)]
+        kept = [type(c)(shared(c.args), {k: shared(v) for k, v in c.kwargs.items()}, c.hidden_keyword) for c in calls]
+        return self._hidden, kept, self._linker.carried(shared)
+
+
+def _hidden_keyword(kwargs: dict[str, Any]) -> str:
+    """Which of a block's keyword arguments holds the hidden states."""
+    tensors = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
+    return "hidden_states" if "hidden_states" in tensors else tensors[0]
 
 
 def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | None:
@@ -198,4 +269,6 @@ def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | Non
             pass
         finally:
             handle.remove()
+    if not seen:
+        raise BadInputError("This architecture does not call its first decoder block for text; it is not supported.")
     return None if isinstance(seen[0], torch.Tensor) else tuple(seen[0][1:])

@@ -44,6 +44,9 @@ ROUTERS = frozenset({"gate", "router"})
 PACKED_ALIGNMENT = 8
 """Outputs that share one packed 32-bit word of the AutoAWQ layout."""
 
+SMALL_SHARE = 0.1
+"""Of the weights: what may stay in floats because a group size that suits the rest does not divide it."""
+
 _BLOCK_WEIGHT = re.compile(r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<name>.+)\.weight")
 
 
@@ -117,6 +120,8 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     found = block_linears(checkpoint)
     specs = {linear.key: spec for linear in found if linear.packs and (spec := spec_of(config, linear.key))}
     linears = [linear for linear in found if linear.key in specs]
+    odd = misfits([(linear.key, linear.numel, linear.in_features, specs[linear.key]) for linear in linears])
+    linears = [linear for linear in linears if linear.key not in odd]
     speed = speed or default_speed()
     packed = sum(specs[linear.key].packed_bytes(linear.out_features, linear.in_features) for linear in linears)
     weights = sum(linear.numel for linear in linears)
@@ -196,6 +201,16 @@ def group_problem(linears: list[tuple[str, int, QuantSpec]]) -> str | None:
         f"A group size of {group_size} does not divide the {width} inputs of {name}{more}; "
         f"choose a group size that fits every layer: {sizes}."
     )
+
+
+def misfits(linears: list[tuple[str, int, int, QuantSpec]]) -> set[str]:
+    """Names of linears (name, weights, inputs, spec) to leave as they are since their group size does not divide them.
+
+    None when they hold more than `SMALL_SHARE` of all weights: then it is the group size that is wrong.
+    """
+    odd = {name: weights for name, weights, width, spec in linears if width % spec.group_of(width)}
+    total = sum(weights for _, weights, _, _ in linears)
+    return set(odd) if sum(odd.values()) <= SMALL_SHARE * total else set()
 
 
 def _alignment_notes(unpacked: list[BlockLinear]) -> tuple[str, ...]:

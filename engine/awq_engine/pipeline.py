@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from awq_engine import events as e
+from awq_engine.architecture import head_dim
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
@@ -140,7 +141,7 @@ class _Streams:
         self.original: BlockInputs | None = None
         """Of the original model, when both are needed."""
         if recipe.drift:
-            self.original = dataclasses.replace(inputs, hidden=list(inputs.hidden))
+            self.original = inputs.fork()
         self.probe = probe
         """One sequence through the quantized model, always."""
 
@@ -175,20 +176,12 @@ def _block_job(
         index=index, block=block, specs=specs, inputs=streams.inputs,
         original=streams.original, probe=streams.probe, recipe=streams.recipe,
         seed=plan.config.seed,
-        head_dim=head_dim(skeleton), stored_dtype=stored_dtype, emit=emit,
+        head_dim=head_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
     )  # fmt: skip
 
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def head_dim(skeleton: Skeleton) -> int:
-    """Width of an attention head, 1 where the config does not say."""
-    config = skeleton.model.config.get_text_config()
-    explicit = getattr(config, "head_dim", None)
-    heads = getattr(config, "num_attention_heads", None)
-    return explicit or (config.hidden_size // heads if heads else 1)
 
 
 def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: int) -> dict[str, torch.Tensor]:

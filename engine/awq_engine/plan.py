@@ -16,7 +16,7 @@ from awq_engine.architecture import outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem
+from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem, misfits
 from awq_engine.events import PlanReady
 from awq_engine.fused import disagreement
 from awq_engine.models import resolve_model
@@ -76,7 +76,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     checkpoint = skeleton.checkpoint
     refuse_quantized(checkpoint)
     refuse_mismatch(skeleton)
-    linears, skipped = _choose_linears(config, skeleton)
+    linears, skipped = _leave_misfits(*_choose_linears(config, skeleton))
     if problem := pattern_problem(config.overrides, [x.key for x in linears] + [key for key, _ in skipped]):
         raise BadInputError(problem)
     if problem := group_problem([(f"{x.key}.weight", x.in_features, x.spec) for x in linears]):
@@ -171,6 +171,19 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
                     LinearPlan(index, name, path, linear, module.out_features, module.in_features, spec, size)
                 )
     return linears, skipped + list(_outside(skeleton))
+
+
+def _leave_misfits(
+    linears: list[LinearPlan], skipped: list[tuple[str, str]]
+) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
+    """Skip the few linears whose inputs their group size does not divide."""
+    odd = misfits([(x.key, x.out_features * x.in_features, x.in_features, x.spec) for x in linears])
+    reasons = [
+        (x.key, f"its {x.in_features} inputs are no multiple of the group size {x.spec.group_size}")
+        for x in linears
+        if x.key in odd
+    ]
+    return [x for x in linears if x.key not in odd], skipped + reasons
 
 
 def _outside(skeleton: Skeleton) -> Iterator[tuple[str, str]]:

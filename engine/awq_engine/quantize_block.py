@@ -152,7 +152,7 @@ def _firsts(job: BlockJob, groups: list[InputGroup]) -> list[nn.Linear]:
 def _settle_uncalled(job: BlockJob, groups: list[InputGroup]) -> tuple[BlockJob, list[InputGroup]]:
     """Linears that never run get groups of their own, or leave the job where they have to stay in floats."""
     idle = uncalled(job.specs, groups)
-    floats = read_past_module(job.block, idle, lambda: _probe_forward(job))
+    floats = read_past_module(job.block, idle, lambda: job.probe.handed_on(job.block, job.index))
     unseen = [name for name in idle if name not in floats]
     if floats:
         job.emit(
@@ -230,7 +230,8 @@ def _linear(job: BlockJob, name: str) -> nn.Linear:
 def _fold_group(job: BlockJob, bench: _Bench, group: InputGroup, stats: InputStatistics) -> None:
     """Find the fold of one group, choose its scale, apply it and keep it only if the function is unchanged."""
     job.checkpoint_cancel()
-    probe = find_fold(job.block, _storable_producers(job, group), lambda: _probe_forward(job), job.head_dim, job.seed)
+    group = _storable_producers(job, group)
+    probe = find_fold(job.block, group, lambda: job.probe.handed_on(job.block, job.index), job.head_dim, job.seed)
     accepted = probe.fold is not None
     reason = "" if accepted else "no earlier module cancels a channel scale"
     job.emit(e.FoldTested(job.index, probe.producer, list(group.consumers), accepted, probe.error, reason))

@@ -8,10 +8,10 @@ from tiny_model import TINY, write_tiny_model
 from torch import nn
 from transformers import CohereConfig, Gemma2Config, OPTConfig, Phi3Config, PreTrainedConfig, Qwen2Config
 
+from awq_engine.architecture import head_dim
 from awq_engine.capture import capture_inputs
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.folds import FoldKind, Probe, divide_producer, find_fold, input_groups, scale_consumers
-from awq_engine.pipeline import head_dim
 from awq_engine.skeleton import build_skeleton
 
 IDS = torch.arange(3, 35).view(1, 32)
@@ -29,7 +29,10 @@ def probes_of(folder: Path, block: int = 1) -> dict[str, Probe]:
 
         names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
         groups = input_groups(module, names, forward)
-        return {group.consumers[0]: find_fold(module, group, forward, head_dim(skeleton)) for group in groups}
+        return {
+            group.consumers[0]: find_fold(module, group, forward, head_dim(module, skeleton.model.config))
+            for group in groups
+        }
 
 
 def test_llama(tmp_path: Path):

@@ -24,6 +24,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from zoo_configs import VOCABULARY, tiny_config
 
+from awq_engine.architecture import head_dim
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Preset, RunConfig
@@ -31,7 +32,7 @@ from awq_engine.errors import first_line
 from awq_engine.events import FoldTested, LinearQuantized, Verified, Warned
 from awq_engine.folds import Fold, FoldKind, InputGroup, divide_producer, find_fold, input_groups, scale_consumers
 from awq_engine.journal import Journal
-from awq_engine.pipeline import TORCH_DTYPES, head_dim, quantize_blocks, write_output
+from awq_engine.pipeline import TORCH_DTYPES, quantize_blocks, write_output
 from awq_engine.plan import Plan, make_plan
 from awq_engine.runs import create_run
 from awq_engine.runtime import load_dequantized, load_model
@@ -179,11 +180,12 @@ def _fold_all(skeleton: Skeleton, plan: Plan, block: nn.Module, inputs: BlockInp
     """Apply every fold of a block with a random channel scale, norms rounded to the dtype they are stored in."""
 
     def forward() -> torch.Tensor:
-        return next(inputs.outputs(block, index))
+        return inputs.handed_on(block, index)
 
     names = [linear.name for linear in plan.block_linears(index)]
     for group in input_groups(block, names, forward):
-        fold = find_fold(block, _storable(skeleton, block, index, group), forward, head_dim(skeleton)).fold
+        width = head_dim(block, skeleton.model.config)
+        fold = find_fold(block, _storable(skeleton, block, index, group), forward, width).fold
         if fold is not None:
             scale = torch.exp2(torch.rand(fold.width) * 4 - 2)
             dtype = None if fold.kind is FoldKind.ROWS else _stored_dtype(skeleton, index, fold)

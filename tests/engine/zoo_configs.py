@@ -77,10 +77,34 @@ ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": ROPE},  # its default has no entry for the one layer type it uses
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}},  # theta has no default
+    "dbrx": {"attn_config.clip_qkv": 8.0, "attn_config.rope_theta": 1e4},  # neither has a default that works
     "reformer": {"is_decoder": True},  # refuses to be a language model without
     "mamba2": {"head_dim": 32},  # heads x width = 2 x hidden size
-    "falcon_h1": {"mamba_d_ssm": 128},  # heads x width of its state-space part
+    "falcon_h1": {"mamba_d_ssm": 32},  # heads x width of its state-space part
+    "gemma4_text": {  # the small released ones share keys and values; the default does not
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "per_layer_config": {1: {"head_dim": 32}, 3: {"head_dim": 32}},
+    },
+    "gemma3n_text": {  # three kinds of layers are not enough: both types must come before the shared ones
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [192] * 4,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+    },
+    "mllama": {"text_config.cross_attention_layers": [1]},  # past the end of three layers
+    "xmod": {"default_language": "en_XX"},  # refuses to run without
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4, "num_dense_layers": 1},  # none
+    "qwen2_vl": {"text_config.rope_parameters.mrope_section": [2, 3, 3]},  # half of the head's width
+    "big_bird": {"attention_type": "original_full"},  # what it falls back to, by itself, on short texts
+    "zamba": {  # weights are shared from the second hybrid layer on
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
 }
 """Model type -> fields of its config (`text_config.x` for nested ones) that the general rule cannot know."""
 
@@ -100,6 +124,8 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     kind = CONFIG_MAPPING[model_type]
     fields = kind().to_dict()
     _shrink(fields)
+    if "kv_lora_rank" in fields:  # multi-latent attention has no groups of heads
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
     for path, value in OVERRIDES.get(model_type, {}).items():
         *parents, name = path.split(".")
         target = fields
