@@ -19,7 +19,7 @@ from awq_engine.format import size
 from awq_engine.output import check_output, check_space
 from awq_tui.details import DEFAULT_SEQ_LEN
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 BYTES_PER_TOKEN = 4
 """Of English text, roughly: enough to warn about a file that is far too small."""
 

@@ -16,10 +16,15 @@ from __future__ import annotations
 import ast
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+Piece = str | dict[str, Any]
+"""A text, or a conversation: a row with `messages`."""
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 DATA = Path(__file__).with_name("data")
@@ -41,32 +46,33 @@ DOCUMENTED = (
 SOURCES = "bisect colorsys datetime dis fnmatch heapq keyword numbers sched stat textwrap token types"
 
 
-def calibration_documents() -> list[str]:
+def calibration_documents() -> list[Piece]:
     """The built-in calibration text: about 1.3 million characters, mostly in documents of less than 1,500.
 
     Returns:
         Different, non-empty documents in a fixed order, kinds taking turns; take from the front to get a mixture.
     """
     kinds = [*own_documents(DATA / "calibration"), interpreter_sources(), interpreter_documentation()]
-    return list(dict.fromkeys(take_turns(kinds)))
+    return list({str(document): document for document in take_turns(kinds)}.values())
 
 
 def evaluation_documents() -> list[str]:
     """The built-in evaluation text, all our own and none of it in `calibration_documents`.
 
     Returns:
-        Non-empty documents in a fixed order, kinds taking turns.
+        Non-empty documents in a fixed order, kinds taking turns; conversations as plain text, so that every model is
+        measured on the same.
     """
-    return list(take_turns(own_documents(DATA / "evaluation")))
+    return [written_out(document) for document in take_turns(own_documents(DATA / "evaluation"))]
 
 
-def take_turns(kinds: Iterable[list[str]]) -> Iterator[str]:
+def take_turns(kinds: Iterable[Iterable[T]]) -> Iterator[T]:
     """The first of every list, then the second of every list that has one, and so on."""
     for row in zip_longest(*kinds):
         yield from (document for document in row if document is not None)
 
 
-def own_documents(folder: Path) -> list[list[str]]:
+def own_documents(folder: Path) -> list[Sequence[Piece]]:
     """The documents of each kind in one of our two folders."""
     return [
         read_dialogues(folder / f"{k}.jsonl") if k == "dialogues" else read_texts(folder / f"{k}.txt") for k in KINDS
@@ -78,10 +84,16 @@ def read_texts(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").rstrip("\n").split(SEPARATOR)
 
 
-def read_dialogues(path: Path) -> list[str]:
-    """Conversations, one JSON object with `messages` a line, written out with the speakers' names."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return ["\n\n".join(f"{m['role'].title()}: {m['content']}" for m in json.loads(line)["messages"]) for line in lines]
+def read_dialogues(path: Path) -> list[dict[str, Any]]:
+    """Conversations, one JSON object with `messages` a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def written_out(document: Piece) -> str:
+    """A conversation with the speakers' names; a text as it is."""
+    if isinstance(document, str):
+        return document
+    return "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in document["messages"])
 
 
 def interpreter_documentation() -> list[str]:

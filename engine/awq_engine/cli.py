@@ -22,7 +22,10 @@ from awq_engine.runs import QUIET_THREADS
 from awq_engine.sanitize import plain
 
 MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"
-TEXT = "builtin, a .txt/.jsonl/.parquet file, a folder of these, or hub:DATASET[:CONFIG][:SPLIT][:COLUMN]"
+TEXT = (
+    "builtin, a .txt/.jsonl/.json/.parquet file, a folder of these, or hub:DATASET[@REVISION][:CONFIG][:SPLIT][:COLUMN]"
+)
+MIX = f"{TEXT}, or self (the model writes it: it must fit into memory whole); several joined by +"
 RUN = "a run id, the unique beginning of one, or 'latest'"
 
 
@@ -111,7 +114,8 @@ def _add_quantize(commands: Commands) -> None:
         default=Method.AWQ.value,
         help="gptq: error feedback only; rtn: plain rounding",
     )
-    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=TEXT)
+    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=MIX)
+    parser.add_argument("--answer-only", action="store_true", help="of conversations, count the answers only")
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
     parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence (default 512)")
     parser.add_argument("--format", choices=_values(Format), default=Format.AWQ.value, help="layout on disk")

@@ -69,7 +69,10 @@ class RunConfig:
     method: Method = Method.AWQ
     format: Format = Format.AWQ
     calibration: str = "builtin"
-    """`builtin`, a .txt/.jsonl/.parquet file or folder, or `hub:dataset[:config][:split][:column]`."""
+    """`builtin`, a .txt/.jsonl/.json/.parquet file or folder, `hub:dataset[@revision][:config][:split][:column]`, or
+    `self` (the model writes it); several joined by `+`."""
+    answer_only: bool = False
+    """Of conversations only the model's own turns count."""
     samples: int = 128
     """Calibration sequences."""
     seq_len: int = 512

@@ -109,7 +109,7 @@ def _check(backend: str, device: torch.device) -> float:
 
 
 def _cpu() -> dict[str, Any]:
-    total, free = _host_memory()
+    total, free = host_memory()
     described = f"{_processor()}, {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return {"name": "cpu", "description": described, "memory_total": total, "memory_free": free}
 
@@ -123,7 +123,7 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(models, platform.machine())
 
 
-def _host_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+def host_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
     """Bytes in all and bytes that a new program could get."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)

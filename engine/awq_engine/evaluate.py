@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from awq_engine.builtin_text import evaluation_documents
-from awq_engine.calibration import check_vocabulary, cut_windows, read_tokens
+from awq_engine.calibration import check_vocabulary
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model
+from awq_engine.token_windows import cut_windows, read_tokens
 
 EXACT_BACKEND = "reference"
 DEFAULT_SEQ_LEN = 512

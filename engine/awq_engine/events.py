@@ -80,6 +80,10 @@ class CalibrationReady(Event):
     dropped_tokens: int = 0
     """Tokens of the text that were not used."""
     detail: str = ""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """For each source of the text, what of it was read, used, cut and dropped: `calibration.SourceUse`."""
+    weighted_tokens: int | None = None
+    """Tokens that count, when only answers do."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from awq_engine.calibration import Calibration
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError
 from awq_engine.runs import Run, write_atomically
@@ -25,7 +26,7 @@ class Fingerprint:
     model: str
     """Of `config.json`, and of every shard's tensors by name, dtype, shape, place and file size and time."""
     calibration: str
-    """Of the token ids."""
+    """Of the token ids and their weights."""
     engine: str
     """Versions of awq-tui and torch."""
     threads: int
@@ -40,11 +41,13 @@ _CHANGES = {
 }
 
 
-def take_fingerprint(checkpoint: Checkpoint, ids: torch.Tensor) -> Fingerprint:
-    """Hash the inputs of a run; `ids` is int64 [samples, seq_len]."""
-    tokens = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+def take_fingerprint(checkpoint: Checkpoint, calibration: Calibration) -> Fingerprint:
+    """Hash the inputs of a run."""
+    digest = hashlib.sha256(calibration.ids.contiguous().numpy().tobytes())
+    if calibration.weights is not None:
+        digest.update(calibration.weights.contiguous().numpy().tobytes())
     engine = f"awq-tui {version('awq-tui')}, torch {torch.__version__}"
-    return Fingerprint(model_hash(checkpoint), tokens, engine, torch.get_num_threads())
+    return Fingerprint(model_hash(checkpoint), digest.hexdigest(), engine, torch.get_num_threads())
 
 
 def model_hash(checkpoint: Checkpoint) -> str:

@@ -41,7 +41,7 @@ def describe(error: BaseException, repo: str, revision: str | None = None) -> Aw
     return NetworkError(_UNKNOWN.format(repo=repo, kind=type(error).__name__)) if _is_hub_error(error) else None
 
 
-_UNKNOWN = "The Hub could not deliver {repo} ({kind}); try again later, or use a model folder."
+_UNKNOWN = "The Hub could not deliver {repo} ({kind}); try again later, or use local files."
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -60,7 +60,7 @@ def _about_repository(error: BaseException, repo: str, revision: str | None) -> 
         page = f"{constants.ENDPOINT}/{repo}"
         return f"{repo} is gated: accept its licence at {page}, log in with {LOG_IN}, and try again."
     if isinstance(error, errors.DisabledRepoError):
-        return f"The Hub has disabled {repo}; choose another model."
+        return f"The Hub has disabled {repo}; choose another."
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"There is no {repo} on the Hub, or it is private: check the name, or log in with {LOG_IN}."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -99,11 +99,11 @@ def _about_connection(error: BaseException, repo: str) -> str | None:
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"Offline mode is on (HF_HUB_OFFLINE) and {repo} is not in the cache; unset it, or use a model folder."
+        return f"Offline mode is on (HF_HUB_OFFLINE) and {repo} is not in the cache; unset it, or use local files."
     if isinstance(error, httpx2.TimeoutException):
         return f"The Hub at {constants.ENDPOINT} did not answer in time; check the network and try again."
     if isinstance(error, httpx2.ProxyError | httpx2.ConnectError | ConnectionError):
-        return f"The Hub at {constants.ENDPOINT} cannot be reached; check the network, or use a model folder."
+        return f"The Hub at {constants.ENDPOINT} cannot be reached; check the network, or use local files."
     if isinstance(error, httpx2.TransportError):
         return f"The connection to the Hub broke while fetching {repo}; try again, what has arrived is kept."
     if isinstance(error, errors.IncompleteSnapshotError):

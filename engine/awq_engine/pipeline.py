@@ -83,20 +83,26 @@ def execute(run: Run, emit: EventSink) -> None:
     for warning in plan.event.warnings:
         emit(e.Warned(warning))
     calibration = run_calibration(run, config, checkpoint)
-    check_fingerprint(run, take_fingerprint(checkpoint, calibration.ids))
+    check_fingerprint(run, take_fingerprint(checkpoint, calibration))
     emit(_calibration_event(calibration))
-    probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit)
+    probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights)
     write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
 
 
-def quantize_blocks(run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> BlockInputs:
-    """Quantize every block that is not done yet; return the probe as it leaves the last block."""
-    batches = list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
+def quantize_blocks(
+    run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink, weights: torch.Tensor | None = None
+) -> BlockInputs:
+    """Quantize every block that is not done yet; return the probe as it leaves the last block.
+
+    `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
+    """
+    batch_size = max(1, BATCH_TOKENS // ids.shape[1])
     with skeleton.loaded_outer() as outer:
         _refuse_non_finite(outer, "")
         check_vocabulary(ids, outer.get_input_embeddings().num_embeddings)  # pyright: ignore
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
-    inputs = capture_inputs(skeleton, batches, progress)
+    inputs = capture_inputs(skeleton, ids.split(batch_size), progress)
+    inputs.weights = None if weights is None else list(weights.split(batch_size))
     streams = _Streams(recipe_of(plan.config), inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
@@ -325,9 +331,13 @@ def _download_reporter(emit: EventSink) -> Callable[[int, int, str], None]:
 
 def _calibration_event(calibration: Calibration) -> e.CalibrationReady:
     sequences, seq_len = calibration.ids.shape
+    uses = calibration.sources
     return e.CalibrationReady(
-        calibration.source, sequences, seq_len, calibration.ids.numel(), calibration.dropped_tokens, calibration.detail
-    )
+        "+".join(use.source for use in uses), sequences, seq_len, calibration.ids.numel(),
+        sum(use.dropped_tokens for use in uses), "; ".join(use.detail for use in uses if use.detail),
+        [dataclasses.asdict(use) for use in uses],
+        None if calibration.weights is None else int(calibration.weights.count_nonzero()),
+    )  # fmt: skip
 
 
 def _already_published(run: Run, config: RunConfig) -> bool:

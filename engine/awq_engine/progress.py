@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from subprocess import Popen
+from typing import Any
 
 from awq_engine import events as e
 from awq_engine.format import count, duration, loss, size, times
@@ -59,7 +60,7 @@ class ProgressLines:
             case e.PlanReady() as event:
                 return [_plan(event)]
             case e.CalibrationReady() as event:
-                return [_calibration(event)]
+                return _calibration(event)
             case e.DownloadProgress() as event:
                 return self._throttled("downloading", record.time, _download(event))
             case e.PhaseProgress() as event:
@@ -109,10 +110,21 @@ def _plan(event: e.PlanReady) -> str:
     )
 
 
-def _calibration(event: e.CalibrationReady) -> str:
-    detail = f" ({event.detail})" if event.detail else ""
-    dropped = f", {event.dropped_tokens} tokens not used" if event.dropped_tokens else ""
-    return f"calibration {event.source}: {event.sequences} x {event.seq_len} tokens{dropped}{detail}"
+def _calibration(event: e.CalibrationReady) -> list[str]:
+    """A line for the whole, and one for each source when there are several."""
+    counting = "" if event.weighted_tokens is None else f", {event.weighted_tokens} of them in answers"
+    whole = f"calibration {event.source}: {event.sequences} x {event.seq_len} tokens{counting}"
+    if len(event.sources) < 2:
+        return [f"{whole}{_use(event.sources[0]) if event.sources else ''}"]
+    return [whole, *(f"  {use['source']}: {use['sequences']} sequences{_use(use)}" for use in event.sources)]
+
+
+def _use(use: dict[str, Any]) -> str:
+    """What of a source was used, and what was not."""
+    cut = f", {use['documents_cut']} of them cut" if use["documents_cut"] else ""
+    dropped = f"; {use['dropped_tokens']} tokens not used" if use["dropped_tokens"] else ""
+    detail = f"; {use['detail']}" if use["detail"] else ""
+    return f" from {use['documents_used']} of {use['documents']} documents{cut}{dropped}{detail}"
 
 
 def _phase(event: e.PhaseProgress) -> str:

@@ -1,76 +1,82 @@
 """From what a person wrote after `--calibration` or `--text` to documents.
 
-    builtin                                      text that comes with awq-tui
-    FILE.txt, FILE.jsonl, FILE.parquet, FOLDER   one document per file, per line or per row
-    hub:DATASET[:CONFIG][:SPLIT][:COLUMN]        rows of a dataset on the Hub, streamed
+    builtin                                    text that comes with awq-tui
+    FILE.txt                                   one document
+    FILE.jsonl, FILE.json, FILE.parquet        one document a row; `rows` has the shapes that rows come in
+    FOLDER                                     all of these files in it, in the order of their names
+    hub:DATASET[@REVISION][:CONFIG][:SPLIT][:COLUMN]    rows of a data set on the Hub, streamed (`hub_text`)
 
-A row has `text`, or `messages` that the model's chat template turns into text. Of files too big to read whole, pieces
-spread over their length are read, and `Documents.detail` says so.
+Conversations go through the model's own chat template. A row or a file among others that cannot be used is left out
+and counted in `Documents.detail`; a source is refused when nothing in it can be used. Of files too big to read whole,
+pieces spread over their length are read; of many rows, no more than the tokens asked for can take.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+from awq_engine.conversations import Renderer
+from awq_engine.documents import Document, Documents, Notes
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.format import size
-from awq_engine.hub_errors import hub_errors
+from awq_engine.hub_text import hub_rows
+from awq_engine.rows import COLUMNS, RowError, read_row
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+KINDS = "a .txt, .jsonl, .json or .parquet file, a folder of these"
 MAX_READ = 64 << 20
 """Bytes read of one file; more is a sample of it."""
 PIECES = 64
 """Places spread over a bigger file that are read instead of the whole."""
-COLUMNS = ("text", "messages")
+SELF = "self"
+"""The calibration text that the model writes itself; `calibration` knows how."""
+SPARE = 4
+"""Rows kept for the characters wanted: this many times what their mean length asks for, as some may be unusable."""
 
 
-class ChatTokenizer(Protocol):
-    """What is needed of a tokenizer to turn messages into text."""
+class Row(NamedTuple):
+    """One thing that may become a document."""
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Texts to be tokenized."""
-
-    texts: list[str]
-    """In order, none empty."""
-    source: str
-    """Where they come from, for people."""
-    detail: str = ""
-    """What was left out, as a clause; empty when nothing was."""
-    mixed: bool = False
-    """Any number of documents from the front is a fair sample of the whole."""
+    value: Any
+    """Text, or a row as `rows` knows them."""
+    where: str
 
 
-def load_documents(spec: str, tokenizer: ChatTokenizer, max_chars: int, builtin: Callable[[], list[str]]) -> Documents:
+def load_documents(
+    spec: str, tokenizer: Any, max_chars: int, builtin: Callable[[], Sequence[Any]], answers: bool = False
+) -> Documents:
     """The documents that `spec` means.
 
     Args:
-        tokenizer: its chat template renders `messages`.
-        max_chars: a dataset on the Hub is read only until it gave this many characters.
-        builtin: what the word `builtin` stands for here.
+        tokenizer: its chat template renders conversations.
+        max_chars: characters that will be used at most: no more rows are rendered than it takes to have them.
+        builtin: texts and rows that the word `builtin` stands for here.
+        answers: find the model's turns in conversations (`Document.answers`).
     Raises:
         BadInputError: no such file, not readable, not in the expected form, or no text in it.
         UsageError: a package that this needs is not installed.
         NetworkError: the Hub's refusal.
     """
-    if spec == "builtin":
-        return Documents(builtin(), "builtin", mixed=True)
-    if spec.startswith("hub:"):
-        documents = _load_hub(spec, tokenizer, max_chars)
+    notes = Notes()
+    reader = _Reader(tokenizer, notes, answers)
+    source, mixed = spec, spec == "builtin"
+    if mixed:
+        items = reader.documents(Row(value, f"built-in text {n}") for n, value in enumerate(builtin(), 1))
+    elif spec.startswith("hub:"):
+        source, column, rows = hub_rows(spec)
+        reader.column = column
+        items = _until(max_chars, reader.documents(Row(*row) for row in rows), notes)
     else:
-        path = Path(spec).expanduser()
-        documents = _load_folder(path, tokenizer) if path.is_dir() else _load_file(path, tokenizer)
-    texts = [text for text in documents.texts if text.strip()]
-    if not texts:
-        raise BadInputError(f"There is no text in {documents.source}; give a file with some.")
-    return Documents(texts, documents.source, documents.detail)
+        items = reader.documents(_fewer(list(_read_path(Path(spec).expanduser(), notes)), max_chars, notes))
+    documents = [replace(document, number=number) for number, document in enumerate(items)]
+    detail = "; ".join(notes.clauses())
+    if not documents:
+        raise BadInputError(f"There is no text in {source}{f' ({detail})' if detail else ''}; give another source.")
+    return Documents(documents, source, detail, mixed)
 
 
 def absolute_spec(spec: str, what: str = "text") -> str:
@@ -83,49 +89,120 @@ def absolute_spec(spec: str, what: str = "text") -> str:
     return str(path.absolute())
 
 
-def _load_folder(folder: Path, tokenizer: ChatTokenizer) -> Documents:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    usable = [path for path in files if path.suffix in SUFFIXES]
+def split_mix(spec: str) -> list[str]:
+    """The sources that a spec joins with `+`; the name of a file may have one too."""
+    return [spec] if Path(spec).expanduser().exists() else spec.split("+")
+
+
+def absolute_mix(spec: str) -> str:
+    """`spec` so that it means the same in every folder; `BadInputError` for a missing file."""
+    return "+".join(part if part == SELF else absolute_spec(part, "calibration text") for part in split_mix(spec))
+
+
+class _Reader:
+    """Turns rows into documents; what it cannot use it notes."""
+
+    def __init__(self, tokenizer: Any, notes: Notes, answers: bool) -> None:
+        self.column: str | None = None
+        """The only column of rows that counts, if the person named one."""
+        self._renderer = Renderer(tokenizer, notes, answers)
+        self._notes = notes
+
+    def documents(self, rows: Iterable[Row]) -> Iterator[Document]:
+        for row in rows:
+            document = self._document(row)
+            if document is not None and document.text.strip():
+                yield document
+            elif document is not None:
+                self._notes.add("texts with nothing in them, left out", row.where)
+
+    def _document(self, row: Row) -> Document | None:
+        if isinstance(row.value, str):
+            return Document(row.value)
+        try:
+            found = read_row(row.value, self.column)
+        except RowError as error:
+            self._notes.add("rows that cannot be used, left out", f"{row.where}: {error}")
+            return None
+        return Document(found) if isinstance(found, str) else self._renderer.render(found, row.where)
+
+
+def _until(max_chars: int, documents: Iterator[Document], notes: Notes) -> Iterator[Document]:
+    """Documents from the front until they have so many characters."""
+    total = 0
+    for number, document in enumerate(documents, 1):
+        yield document
+        total += len(document.text)
+        if total >= max_chars:
+            notes.add("only the first documents read", count=number)
+            return
+
+
+def _fewer(rows: list[Row], max_chars: int, notes: Notes) -> list[Row]:
+    """`rows`, or so many spread evenly over them as surely have `max_chars` characters; whole texts are all kept."""
+    if not rows or any(isinstance(row.value, str) for row in rows):
+        return rows
+    looked_at = rows[:: -(-len(rows) // PIECES)]
+    characters = sum(len(str(row.value)) for row in looked_at) / len(looked_at)
+    step = int(len(rows) * characters / (SPARE * max_chars))
+    if step < 2:
+        return rows
+    kept = rows[::step]
+    notes.add(f"a sample: every {step}th of {len(rows)} rows", count=len(kept))
+    return kept
+
+
+def _read_path(path: Path, notes: Notes) -> Iterator[Row]:
+    if not path.is_dir():
+        yield from _read_file(path, notes)
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    usable = [file for file in files if file.suffix in SUFFIXES]
     if not usable:
-        raise BadInputError(f"The folder {folder} holds no .txt, .jsonl or .parquet file.")
-    parts = [_load_file(path, tokenizer) for path in usable]
-    details = [part.detail for part in parts if part.detail]
+        raise BadInputError(f"The folder {path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file.")
     if len(usable) < len(files):
-        details.append(f"{len(files) - len(usable)} files of other kinds left out")
-    return Documents([text for part in parts for text in part.texts], str(folder), "; ".join(details))
+        notes.add("files of other kinds, left out", count=len(files) - len(usable))
+    for file in usable:
+        try:
+            yield from _read_file(file, notes)
+        except BadInputError as error:
+            notes.add("files that cannot be used, left out", str(error))
 
 
-def _load_file(path: Path, tokenizer: ChatTokenizer) -> Documents:
+def _read_file(path: Path, notes: Notes) -> Iterator[Row]:
     if path.suffix not in SUFFIXES:
-        known = "builtin, a .txt, .jsonl or .parquet file, a folder of these, or hub:DATASET"
-        raise BadInputError(f"'{path}' is no text that can be used; give {known}.")
+        raise BadInputError(f"'{path}' is no text that can be used; give builtin, {KINDS}, or hub:DATASET.")
     try:
         if path.suffix == ".parquet":
-            return _load_parquet(path, tokenizer)
-        pieces, detail = _read_pieces(path)
-        texts = [piece.decode("utf-8-sig") for piece in pieces]  # a byte-order mark is no text
+            yield from _read_parquet(path, notes)
+            return
+        texts = [piece.decode("utf-8-sig") for piece in _read_pieces(path, notes)]  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise BadInputError(
             f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at {error.start}); convert it first."
         ) from error
     except OSError as error:
         raise BadInputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if path.suffix == ".jsonl":
-        texts = [text for piece in texts for text in _parse_lines(piece, path, tokenizer)]
-    return Documents(texts, str(path), detail)
+    for text in texts:
+        if path.suffix == ".txt":
+            yield Row(text, str(path))
+        else:
+            yield from _read_json(text, path, notes)
 
 
-def _read_pieces(path: Path) -> tuple[list[bytes], str]:
-    """The whole file, or whole lines from places spread over it, with a clause about what was read."""
+def _read_pieces(path: Path, notes: Notes) -> list[bytes]:
+    """The whole file, or whole lines from places spread over it."""
     total = path.stat().st_size
     with path.open("rb") as file:
         if total <= MAX_READ:
-            return [file.read()], ""
+            return [file.read()]
         pieces = []
         for number in range(PIECES):
             file.seek(number * total // PIECES)
             pieces.append(_whole_lines(file.read(MAX_READ // PIECES), first=number == 0))
-    return pieces, f"{size(sum(map(len, pieces)))} of the {size(total)} of {path.name} read, from {PIECES} places"
+    read = size(sum(map(len, pieces)))
+    notes.add(f"{read} of the {size(total)} of {path.name} read, places", count=PIECES)
+    return pieces
 
 
 def _whole_lines(piece: bytes, first: bool) -> bytes:
@@ -135,91 +212,46 @@ def _whole_lines(piece: bytes, first: bool) -> bytes:
     return piece[start : piece.rfind(separator) + 1]
 
 
-def _parse_lines(text: str, path: Path, tokenizer: ChatTokenizer) -> Iterator[str]:
+def _read_json(text: str, path: Path, notes: Notes) -> Iterator[Row]:
+    """One JSON value a line; a .json file may also be one value, mostly a list of rows."""
+    if path.suffix == ".json":
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # then it has lines, as data sets' .json files often do
+        else:
+            rows = whole if isinstance(whole, list) else [whole]
+            yield from (Row(value, f"row {number} of {path}") for number, value in enumerate(rows))
+            return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"line {number} of {path}"
             try:
-                row = json.loads(line)
+                yield Row(json.loads(line), f"line {number} of {path}")
             except (ValueError, RecursionError) as error:
-                raise BadInputError(f"{where[0].upper()}{where[1:]} is not JSON ({error}).") from error
-            yield row_text(row, where, tokenizer)
+                notes.add("lines that are not JSON, left out", f"line {number} of {path}: {error}")
 
 
-def row_text(row: Any, where: str, tokenizer: ChatTokenizer, column: str | None = None) -> str:
-    """The text of one row: its `text`, or its `messages` through the chat template."""
-    columns = (column,) if column else COLUMNS
-    for name in columns:
-        value = row.get(name) if isinstance(row, Mapping) else None
-        if isinstance(value, str):
-            return value
-        if isinstance(value, list):
-            return _render_messages(value, where, tokenizer)
-    wanted = " or ".join(f'"{name}"' for name in columns)
-    raise BadInputError(f"There is no {wanted} with text or messages in {where}.")
-
-
-def _render_messages(messages: list[Any], where: str, tokenizer: ChatTokenizer) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise BadInputError(f"The model's chat template cannot render the messages in {where}: {reason}.") from error
-
-
-def _load_parquet(path: Path, tokenizer: ChatTokenizer) -> Documents:
-    """Row groups spread over the file, until `MAX_READ` bytes."""
+def _read_parquet(path: Path, notes: Notes) -> Iterator[Row]:
+    """Row groups spread over the file, until `MAX_READ` bytes; only columns that a row is looked at for."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UsageError(f"Reading {path} needs pyarrow: pip install 'awq-tui[datasets]'.") from None
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            column = next((name for name in COLUMNS if name in file.schema_arrow.names), None)
-            if column is None:
-                names = ", ".join(file.schema_arrow.names)
-                raise BadInputError(f"{path} has no column text or messages; its columns are {names}.")
-            n_groups = file.num_row_groups
-            step = max(1, -(-path.stat().st_size // MAX_READ))
-            groups = range(0, n_groups, step)
-            rows = file.read_row_groups(list(groups), columns=[column]).to_pylist()
+            names = file.schema_arrow.names
+            columns = [name for name in COLUMNS if name in names]
+            if not columns:
+                raise BadInputError(f"{path} has no column with text or messages; its columns are {', '.join(names)}.")
+            groups = range(0, file.num_row_groups, max(1, -(-path.stat().st_size // MAX_READ)))
+            if len(groups) < file.num_row_groups:
+                notes.add(f"row groups of the {file.num_row_groups} of {path.name} read", count=len(groups))
+            for batch in file.iter_batches(row_groups=list(groups), columns=columns):
+                for value in batch.to_pylist():
+                    yield Row(value, f"row {number} of {path}")
+                    number += 1
     except pyarrow.ArrowException as error:
         raise BadInputError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
-    detail = f"{len(groups)} of {n_groups} row groups of {path.name} read" if len(groups) < n_groups else ""
-    texts = [row_text(row, f"row {number} of {path}", tokenizer) for number, row in enumerate(rows)]
-    return Documents(texts, str(path), detail)
-
-
-def _load_hub(spec: str, tokenizer: ChatTokenizer, max_chars: int) -> Documents:
-    name, config, split, column = _parse_hub_spec(spec)
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError(f"'{spec}' needs the datasets package: pip install 'awq-tui[datasets]'.") from None
-
-    texts: list[str] = []
-    n_chars = 0
-    with hub_errors(f"dataset {name}"):
-        try:
-            rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-            for number, row in enumerate(rows):
-                texts.append(row_text(row, f"row {number} of {spec}", tokenizer, column))
-                n_chars += len(texts[-1])
-                if n_chars >= max_chars:
-                    break
-        except ValueError as error:
-            raise BadInputError(f"'{spec}' cannot be loaded: {str(error).splitlines()[0]}") from error
-    return Documents(texts, spec, f"the first {len(texts)} rows" if n_chars >= max_chars else "")
-
-
-def _parse_hub_spec(spec: str) -> tuple[str, str | None, str | None, str | None]:
-    """(dataset, config, split, column); an empty part means the default."""
-    name, *rest = spec.removeprefix("hub:").split(":")
-    if not name or len(rest) > 3:
-        raise UsageError(f"'{spec}' is not of the form hub:DATASET[:CONFIG][:SPLIT][:COLUMN].")
-    config, split, column = (part or None for part in (*rest, "", "", "")[:3])
-    return name, config, split, column

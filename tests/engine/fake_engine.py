@@ -29,7 +29,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, ending: str) -> None:
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setenv("FAKE_ENGINE", ending)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "engine")]))
 
 
 def main(run: Run, ending: str) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, big enough for `model_info`, dry runs and downloads of small files.
+"""A Hugging Face Hub on loopback, big enough for `model_info`, dry runs, downloads of small files and streaming them.
 
 The client reads HF_ENDPOINT when it is imported, so what is tested runs in a process of its own: `run_python`.
 """
@@ -25,7 +25,7 @@ class FakeHub:
     """What the server answers with; change it before a client asks."""
 
     files: dict[str, bytes]
-    """Of the one model, `org/tiny`."""
+    """Of the one model, `org/tiny`, and the one data set, `org/data`."""
     url: str = ""
     requests: list[str] = field(default_factory=list)
     """`METHOD path` of every request so far."""
@@ -94,20 +94,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.state.requests.append(f"{self.command} {path}")
-        organisation = path.removeprefix("/api/models/").split("/")[0]
+        organisation = path.removeprefix("/api/models/").removeprefix("/api/datasets/").split("/")[0]
         if organisation in REFUSALS:
             status, headers = REFUSALS[organisation]
             self._send(b'{"error": "refused"}', status, headers)
         elif organisation == "broken":
             self._send(b"<html>Please log in to the hotel network</html>")
-        elif path.startswith("/api/models/org/tiny/tree/"):
+        elif path == f"/api/datasets/org/data/tree/{COMMIT}/data":
+            self._send(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
+        elif path.startswith(("/api/models/org/tiny/tree/", "/api/datasets/org/data/tree/")):
             self._send(json.dumps([self._entry(name) for name in self.state.files]).encode())
         elif path.startswith("/api/models/org/tiny"):
             self._send(json.dumps({"id": "org/tiny", "sha": COMMIT, "private": False, "siblings": []}).encode())
+        elif path.startswith("/api/datasets/org/data"):
+            self._send(json.dumps({"id": "org/data", "sha": COMMIT, "private": False, "siblings": []}).encode())
         elif path.rsplit("/", 1)[-1] in self.state.files:
             self._send_file(path.rsplit("/", 1)[-1])
         else:
-            self._send(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+            known = path.startswith("/datasets/org/data/")
+            self._send(b"{}", 404, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
 
     def _entry(self, name: str) -> dict[str, object]:
         content = self.state.files[name]

@@ -15,6 +15,12 @@ RESULT: dict[str, Any] = {
 }  # fmt: skip
 
 
+CALIBRATION_SOURCE = {
+    "source": "builtin", "sequences": 128, "tokens": 32768, "documents": 90, "documents_used": 80, "documents_cut": 7,
+    "dropped_tokens": 100, "weighted_tokens": 32768, "detail": "a sample",
+}  # fmt: skip
+
+
 def records(events: Iterable[e.Event], start: float = 100.0, step: float = 1.0) -> list[e.Record]:
     """Number the events and let `step` seconds pass between two."""
     return [e.Record(number + 1, start + number * step, event) for number, event in enumerate(events)]
@@ -66,7 +72,7 @@ def whole_run() -> list[e.Event]:
     return [
         started(),
         planned(),
-        e.CalibrationReady("builtin", 128, 256, 32768, 100, "a sample"),
+        e.CalibrationReady("builtin", 128, 256, 32768, 100, "a sample", [CALIBRATION_SOURCE]),
         e.PhaseProgress("calibrating", 1, 4),
         *block(0),
         e.BlockFellBack(1, "it was better off", 4e-3, 5e-3),

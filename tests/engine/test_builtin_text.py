@@ -13,7 +13,8 @@ SHINGLE = 10
 
 @pytest.fixture(scope="module")
 def calibration() -> list[str]:
-    return builtin_text.calibration_documents()
+    """With conversations written out."""
+    return [builtin_text.written_out(document) for document in builtin_text.calibration_documents()]
 
 
 def shingles(documents: list[str]) -> set[tuple[str, ...]]:
@@ -24,7 +25,7 @@ def shingles(documents: list[str]) -> set[tuple[str, ...]]:
 
 def test_the_order_is_fixed_and_nothing_comes_twice(calibration):
     """Two calls give the same different documents, none of them empty."""
-    assert calibration == builtin_text.calibration_documents()
+    assert builtin_text.calibration_documents() == builtin_text.calibration_documents()
     assert len(set(calibration)) == len(calibration)
     assert all(document.strip() for document in calibration + builtin_text.evaluation_documents())
 
@@ -47,7 +48,7 @@ def test_the_front_is_a_mixture(calibration):
     first = calibration[:9]
     own = builtin_text.own_documents(builtin_text.DATA / "calibration")
     for kind, documents in zip(builtin_text.KINDS, own, strict=True):
-        assert documents[0] in first, kind
+        assert builtin_text.written_out(documents[0]) in first, kind
     assert builtin_text.interpreter_sources()[0] in first
     assert builtin_text.interpreter_documentation()[0] in first
 
@@ -56,7 +57,7 @@ def test_dialogues_are_written_out_with_their_speakers():
     """A conversation becomes text in which user and assistant take turns."""
     for folder in ("calibration", "evaluation"):
         for dialogue in builtin_text.read_dialogues(builtin_text.DATA / folder / "dialogues.jsonl"):
-            speakers = re.findall(r"^(User|Assistant|System): ", dialogue, flags=re.MULTILINE)
+            speakers = re.findall(r"^(User|Assistant|System): ", builtin_text.written_out(dialogue), flags=re.MULTILINE)
             turns = [speaker for speaker in speakers if speaker != "System"]
             assert turns == ["User", "Assistant"] * (len(turns) // 2)
             assert turns
@@ -65,7 +66,7 @@ def test_dialogues_are_written_out_with_their_speakers():
 def test_a_python_without_its_documentation_still_has_our_text(monkeypatch, tmp_path):
     """Standard library files that are missing are passed over."""
     monkeypatch.setattr(builtin_text.sysconfig, "get_path", lambda name: str(tmp_path))
-    documents = builtin_text.calibration_documents()
+    documents = [builtin_text.written_out(document) for document in builtin_text.calibration_documents()]
     assert 50_000 < sum(map(len, documents)) < 100_000
     assert any("lighthouse on Crow Point" in document for document in documents)
 

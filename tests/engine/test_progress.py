@@ -12,7 +12,7 @@ from awq_engine.config import RunConfig
 from awq_engine.journal import Journal
 from awq_engine.progress import ProgressLines, follow
 from awq_engine.runs import create_run
-from tests.engine.journals import block, planned, records, started, whole_run
+from tests.engine.journals import CALIBRATION_SOURCE, block, planned, records, started, whole_run
 
 
 def lines_of(events: list[e.Event], step: float = 1.0) -> list[str]:
@@ -25,7 +25,7 @@ def test_a_whole_run_reads_as_its_story() -> None:
         "run r  engine 42 on cpu, torch 2.13.0",
         "llama with 3.7 M parameters: 4 linears in 2 blocks, 1 kept as they are; 7.3 MB -> 2.7 MB, "
         "4.16 bits per weight",
-        "calibration builtin: 128 x 256 tokens, 100 tokens not used (a sample)",
+        "calibration builtin: 128 x 256 tokens from 80 of 90 documents, 7 of them cut; 100 tokens not used; a sample",
         "calibrating 1 of 4",
         "block 1/2  loss 4.0e-3 -> 1.0e-3 (0.25x)  10.0 s  0:10 left",
         "block 2 keeps plain rounding: it was better off",
@@ -94,3 +94,21 @@ def test_following_an_ended_run_replays_it() -> None:
         for event in block(0):
             journal(event)
     assert [record.event for record in follow(run) if record] == block(0)
+
+
+def test_every_source_of_a_mix_has_a_line():
+    """And the tokens that count are counted where only answers do."""
+    other = {**CALIBRATION_SOURCE, "source": "chat.jsonl", "documents_cut": 0, "dropped_tokens": 0, "detail": ""}
+    mixed = e.CalibrationReady("builtin+chat.jsonl", 256, 256, 65536, 100, "a", [CALIBRATION_SOURCE, other], 512)
+
+    assert ProgressLines().lines(e.Record(1, 0.0, mixed)) == [
+        "calibration builtin+chat.jsonl: 256 x 256 tokens, 512 of them in answers",
+        "  builtin: 128 sequences from 80 of 90 documents, 7 of them cut; 100 tokens not used; a sample",
+        "  chat.jsonl: 128 sequences from 80 of 90 documents",
+    ]
+
+
+def test_run_of_an_older_version_reads_without_its_sources():
+    """Its journal has none."""
+    old = e.CalibrationReady("builtin", 128, 256, 32768, 100, "a sample")
+    assert ProgressLines().lines(e.Record(1, 0.0, old)) == ["calibration builtin: 128 x 256 tokens"]

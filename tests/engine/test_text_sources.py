@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from awq_engine import text_sources
-from awq_engine.errors import BadInputError, NetworkError, UsageError
-from awq_engine.text_sources import Documents, load_documents
+from awq_engine.documents import Document, Documents
+from awq_engine.errors import BadInputError, UsageError
+from awq_engine.text_sources import load_documents
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
@@ -23,14 +22,11 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 class Template:
     """A tokenizer's chat template, as far as it is needed here."""
 
+    chat_template: str | None = "there is one"
+
     def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> str:
         assert not tokenize
         return "".join(f"<{message['role']}>{message['content']}" for message in conversation)
-
-
-class NoTemplate:
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> str:
-        raise ValueError("Cannot use chat template functions because tokenizer.chat_template is not set. More words.")
 
 
 def load(spec: object, max_chars: int = 1 << 20, tokenizer: Any = None) -> Documents:
@@ -48,13 +44,13 @@ def refused(spec: object, part: str, **options: Any) -> None:
 
 
 def test_builtin_is_what_the_caller_says() -> None:
-    assert load("builtin") == Documents(["built", "in"], "builtin", mixed=True)
+    assert load("builtin") == Documents([Document("built"), Document("in", number=1)], "builtin", mixed=True)
 
 
 def test_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("zwei\nZeilen – ü\n", encoding="utf-8")
-    assert load(file) == Documents(["zwei\nZeilen – ü\n"], str(file))
+    assert load(file) == Documents([Document("zwei\nZeilen – ü\n")], str(file))
 
 
 def test_lines_hold_text_or_messages(tmp_path: Path) -> None:
@@ -78,7 +74,7 @@ def test_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("not read")
     found = load(tmp_path)
     assert found.texts == ["first", "second", "third"]
-    assert found.detail == "1 files of other kinds left out"
+    assert found.detail == "files of other kinds, left out: 1"
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t", b"\n\n"])
@@ -92,7 +88,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent.txt", "cannot be read: No such file")
     refused(tmp_path / "odd.docx", "is no text that can be used")
     (tmp_path / "folder.txt").mkdir()
-    refused(tmp_path / "folder.txt", r"holds no \.txt")
+    refused(tmp_path / "folder.txt", r"holds no \.txt, \.jsonl, \.json or \.parquet file")
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> None:
@@ -104,23 +100,57 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("{", r"Line 2 of .* is not JSON"),
-        ("[" * 100_000, r"Line 2 of .* is not JSON"),
-        ('{"content": "x"}', r'no "text" or "messages" with text or messages in line 2'),
-        ("[1]", "in line 2"),
-        ('{"text": 5}', "in line 2"),
-        ('{"messages": ["x"]}', "cannot render the messages in line 2"),
+        ("{", "lines that are not JSON, left out: 1 (first line 2 of"),
+        ("[" * 100_000, "lines that are not JSON, left out: 1 (first line 2 of"),
+        ('{"id": 5, "body": "x"}', "line 2 of {file}: no text or messages under any known name; it has id, body)"),
+        ("{}", "line 2 of {file}: no text or messages under any known name; it has nothing)"),
+        ("[1]", "rows that cannot be used, left out: 1 (first line 2 of {file}: a row is no object but list)"),
+        ("null", "a row is no object but NoneType"),
+        ('{"text": 5}', "no text or messages under any known name"),
+        ('{"messages": ["x"]}', "line 2 of {file}: a message has no role)"),
+        ('{"messages": []}', "its messages have no text"),
+        ('{"text": " "}', "texts with nothing in them, left out: 1 (first line 2"),
     ],
 )
-def test_bad_line_is_named(tmp_path: Path, line: str, part: str) -> None:
+def test_bad_line_is_left_out_counted_and_named(tmp_path: Path, line: str, part: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "fine"}\n' + line)
-    refused(file, part)
+    found = load(file)
+    assert found.texts == ["fine"]
+    assert part.format(file=file) in found.detail
+    file.write_text(line)
+    refused(file, "There is no text in .* left out: 1")
 
 
-def test_messages_need_a_chat_template(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "a.jsonl", {"messages": MESSAGES})
-    refused(file, r"cannot render the messages in line 1 .*chat_template is not set\.$", tokenizer=NoTemplate())
+def test_bad_files_of_a_folder_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 not really")
+    found = load(tmp_path)
+    assert found.texts == ["good"]
+    assert "files that cannot be used, left out: 2 (first" in found.detail
+    assert "b.txt is not UTF-8 text" in found.detail
+
+
+def test_json_file_is_a_list_of_rows_or_has_lines(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([{"text": "one"}, {"nothing": 1}, {"text": "two"}], indent=1))
+    found = load(file)
+    assert found.texts == ["one", "two"]
+    assert f"left out: 1 (first row 1 of {file}" in found.detail
+    jsonl(file, {"text": "three"}, {"text": "four"})
+    assert load(file).texts == ["three", "four"]
+    file.write_text('{"text": "five"}')
+    assert load(file).texts == ["five"]
+
+
+def test_no_more_rows_are_rendered_than_the_tokens_asked_for_take(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"text": f"number {number:04d}"} for number in range(4000)))
+    found = load(file, max_chars=1000)
+    assert 1000 < sum(map(len, found.texts)) < 12_000
+    assert found.texts[0] == "number 0000"
+    assert found.texts[-1] > "number 3800"
+    assert f"of 4000 rows: {len(found.texts)}" in found.detail
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
@@ -128,7 +158,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"PAR1 not really")
     refused(file, "is not a readable parquet file")
     parquet.write_table(pyarrow.table({"id": [1], "body": ["x"]}), file)
-    refused(file, "no column text or messages; its columns are id, body")
+    refused(file, "no column with text or messages; its columns are id, body")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +178,7 @@ def test_huge_text_is_read_in_whole_lines_from_all_over(tmp_path: Path, monkeypa
     assert numbers[0] == 0
     assert numbers[-1] > 19_500
     assert numbers == sorted(set(numbers))
-    assert "of the 280 kB of a.txt read, from 64 places" in found.detail
+    assert "of the 280 kB of a.txt read, places: 64" in found.detail
 
 
 def test_huge_lines_of_json_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,58 +192,10 @@ def test_huge_parquet_is_read_in_row_groups_from_all_over(tmp_path: Path, monkey
     parquet.write_table(pyarrow.table({"text": [f"row {number}" for number in range(100)]}), file, row_group_size=10)
     monkeypatch.setattr(text_sources, "MAX_READ", file.stat().st_size // 3)
     found = load(file)
-    assert "row groups of a.parquet read" in found.detail
+    assert "row groups of the 10 of a.parquet read: " in found.detail
     assert found.texts[0] == "row 0"
     assert len(found.texts) < 100
     assert "row 99" in found.texts or "row 80" in found.texts
-
-
-def fake_datasets(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., Any]) -> None:
-    module = types.ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
-
-
-def test_dataset_is_streamed_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def load_dataset(name: str, config: str | None, **options: Any) -> Any:
-        asked.append((name, config, options))
-        return ({"body": "x" * 10} for _ in range(1_000_000))
-
-    fake_datasets(monkeypatch, load_dataset)
-    found = load("hub:org/data:en:validation:body", max_chars=95)
-    assert asked == [("org/data", "en", {"split": "validation", "streaming": True})]
-    assert (len(found.texts), found.detail) == (10, "the first 10 rows")
-    load("hub:org/data:::body", max_chars=1)
-    assert asked[-1] == ("org/data", None, {"split": "train", "streaming": True})
-
-
-def test_dataset_errors_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_such_split(*_: object, **__: object) -> Any:
-        raise ValueError('Unknown split "nope".\nmore')
-
-    fake_datasets(monkeypatch, no_such_split)
-    refused("hub:org/data::nope", 'cannot be loaded: Unknown split "nope"')
-
-    def offline(*_: object, **__: object) -> Any:
-        raise ConnectionError("no route")
-
-    fake_datasets(monkeypatch, offline)
-    with pytest.raises(NetworkError, match="cannot be reached"):
-        load("hub:org/data")
-
-
-def test_dataset_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UsageError, match="needs the datasets package: pip install"):
-        load("hub:org/data")
-
-
-@pytest.mark.parametrize("spec", ["hub:", "hub:a:b:c:d:e"])
-def test_malformed_dataset_spec_shows_the_form(spec: str) -> None:
-    with pytest.raises(UsageError, match=r"not of the form hub:DATASET"):
-        load(spec)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

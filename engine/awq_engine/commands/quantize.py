@@ -19,7 +19,7 @@ from awq_engine.output import check_output, check_run, default_output
 from awq_engine.runs import Run, create_run, find_run, spawn_engine
 from awq_engine.sanitize import one_line
 from awq_engine.state import RunState
-from awq_engine.text_sources import absolute_spec
+from awq_engine.text_sources import absolute_mix
 
 
 def quantize(args: argparse.Namespace) -> int:
@@ -60,8 +60,8 @@ def config_of(args: argparse.Namespace) -> RunConfig:
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
         preset=Preset(args.preset), method=method, format=Format(args.format), samples=args.samples,
-        calibration=absolute_spec(args.calibration, "calibration text"), seq_len=args.seq_len, device=args.device,
-        seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override), **shape,
+        calibration=absolute_mix(args.calibration), answer_only=args.answer_only, seq_len=args.seq_len,
+        device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override), **shape,
     )  # fmt: skip
 
 
