@@ -57,7 +57,8 @@ class ConfigureScreen(SectionScreen):
     HELP = """Choose how the model is quantized. Up and down go from field to field, left and right change a choice.
 The plan shows what comes out and what it costs; a sentence with ✗ says what has to change before it can start.
 Group size: inputs that share one scale; smaller is more exact and larger on disk; "row" is one scale per row.
-Preset: fast is AWQ as AutoAWQ does it, balanced adds error feedback, best also follows the drift of the inputs."""
+Preset: fast is AWQ as AutoAWQ does it, balanced also mends rounding errors as it goes, best does so by
+what each output means to the prediction."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s,f9", "start", "Start", key_display="^s", id="configure.start", tooltip="Start the run."),
         Binding("y", "copy", "Copy command", id="configure.copy", tooltip="The same run as a shell command (OSC 52)."),

@@ -155,13 +155,31 @@ def capture_inputs(
     return BlockInputs(hidden, calls, skeleton.device, handover=handover)
 
 
+@contextlib.contextmanager
+def loaded_head(
+    skeleton: Skeleton, ids: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """A function from token ids, int64 [batch, seq], and what left the last block for them to the model's logits.
+
+    Args:
+        ids: any tokens, to see by what blocks return.
+    """
+    with skeleton.loaded_outer() as model:
+        recorder = _Recorder(_output_tail(skeleton, ids[:1, :8]))
+
+        def logits(ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+            recorder.replacement = hidden.to(skeleton.device)
+            return model(input_ids=ids.to(skeleton.device), use_cache=False).logits.float()
+
+        with recorder.installed(skeleton.blocks):
+            yield logits
+
+
 @torch.no_grad()
 def finish_forward(skeleton: Skeleton, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """The model's logits, float32 [batch, seq, vocabulary] in host memory, when its last block returned `hidden`."""
-    with skeleton.loaded_outer() as model:
-        recorder = _Recorder(_output_tail(skeleton, ids[:1, :8]), hidden.to(skeleton.device))
-        with recorder.installed(skeleton.blocks):
-            return model(input_ids=ids.to(skeleton.device), use_cache=False).logits.float().cpu()
+    with loaded_head(skeleton, ids) as logits:
+        return logits(ids, hidden).cpu()
 
 
 class _Shared:
@@ -188,10 +206,11 @@ class _Shared:
 class _Recorder:
     """Stands in for every block's forward during one pass."""
 
-    def __init__(self, tail: tuple[Any, ...] | None, replacement: torch.Tensor | None = None) -> None:
-        """`tail` follows the hidden states in a block's return value; `replacement` is returned in their stead."""
+    def __init__(self, tail: tuple[Any, ...] | None) -> None:
+        """`tail` follows the hidden states in a block's return value."""
         self._linker = Linker(tail)
-        self._replacement = replacement
+        self.replacement: torch.Tensor | None = None
+        """Returned in the hidden states' stead."""
         self._hidden: torch.Tensor | None = None
         self._calls: dict[int, BlockCall] = {}
         self._last: tuple[int, tuple[int, torch.Size, int]] | None = None
@@ -211,11 +230,11 @@ class _Recorder:
         def forward(*args: Any, **kwargs: Any) -> Any:
             keyword = None if args else _hidden_keyword(kwargs)
             hidden = args[0] if keyword is None else kwargs.pop(keyword)
-            if self._replacement is None:
+            if self.replacement is None:
                 self._follow(index, hidden)
             linked = {name: self._linker.link(value) for name, value in kwargs.items()}
             self._calls[index] = BlockCall(tuple(map(self._linker.link, args[1:])), linked, keyword)
-            output = hidden if self._replacement is None else self._replacement
+            output = hidden if self.replacement is None else self.replacement
             tail = self._linker.tail()
             return output if tail is None else (output, *tail)
 

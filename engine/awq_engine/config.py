@@ -25,9 +25,10 @@ class Preset(StrEnum):
     FAST = "fast"
     """AWQ scale search and clip search, as AutoAWQ defines them."""
     BALANCED = "balanced"
-    """`fast`, then error feedback while rounding, on inputs from the already quantized blocks."""
+    """`fast`, then error feedback while rounding, on inputs from the already quantized blocks whose drift the weights
+    first make up for."""
     BEST = "best"
-    """`balanced`, and the weights first follow the drift of those inputs."""
+    """`balanced`, with feedback along both sides of a weight, weighed by what the outputs do to the prediction."""
 
 
 class Method(StrEnum):

@@ -30,11 +30,11 @@ DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 MEASURABLE_WORK = 1e10
 """Float operations; the time of smaller runs is mostly fixed costs and tells nothing about larger ones."""
-GRID_PASSES = {"scales": 40, "clips": 20, "feedback": 4, "drift": 4}
+GRID_PASSES = {"scales": 40, "clips": 20, "feedback": 4, "drift": 4, "sensitivity": 8}
 """Products of a weight with a Gram matrix per linear, by step of the recipe."""
-FORWARD_PASSES = {"sequential": 5, "drift": 9}
+FORWARD_PASSES = {"sequential": 5, "drift": 9, "sensitivity": 7}
 """Times a block runs on all calibration tokens for a step of the recipe: before each of about four groups, and for the
-drift once more each, in the original too."""
+drift once more each, in the original too; for the sensitivity one pass down, one up and one in the block."""
 COMMON_PASSES = 3
 """Of any recipe: once for the statistics and in part for the comparison."""
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})

@@ -1,7 +1,7 @@
 """One run from request to verified checkpoint; reads as the algorithm.
 
     resolve the model, read its headers, plan        nothing expensive has happened yet
-    capture what enters the first block
+    capture what enters the first block; for `best`, carry the prediction's gradients to every block
     for each block: quantize it, or, if an earlier process did, replay it
     write, verify, publish
 
@@ -30,7 +30,7 @@ from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
 from awq_engine.checkpoint import read_checkpoint, read_header
 from awq_engine.config import RunConfig
-from awq_engine.errors import BadInputError, InterruptedRunError
+from awq_engine.errors import BadInputError, InterruptedRunError, first_line
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.formats.registry import CODECS
@@ -44,6 +44,7 @@ from awq_engine.report import build_report, read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
 from awq_engine.runtime import pick_device
+from awq_engine.sensitivity import Sensitivity, measure_sensitivity
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.skip_list import skip_list
 from awq_engine.state import RunState, replay
@@ -103,7 +104,9 @@ def quantize_blocks(
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
     inputs = capture_inputs(skeleton, ids.split(batch_size), progress)
     inputs.weights = None if weights is None else list(weights.split(batch_size))
-    streams = _Streams(recipe_of(plan.config), inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    recipe = recipe_of(plan.config)
+    streams = _Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    sensitivity = _measure_sensitivity(run, skeleton, ids, emit) if recipe.sensitivity else None
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
         _raise_if_cancelled(run)
@@ -114,16 +117,26 @@ def quantize_blocks(
                 streams.replay(block, index, lambda b=block, t=tensors, i=index: install_block(b, t, plan, skeleton, i))
                 emit(e.PhaseProgress("replaying", index + 1, len(finished)))
             else:
-                _quantize_one(run, plan, skeleton, streams, block, index, emit)
+                job = _block_job(run, plan, skeleton, streams, sensitivity, block, index, emit)
+                _quantize_one(run, plan, skeleton, streams, job)
     return streams.probe
 
 
-def _quantize_one(
-    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, block: nn.Module, index: int, emit: EventSink
-) -> None:
+def _measure_sensitivity(run: Run, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> Sensitivity | None:
+    progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
+    try:
+        return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress)
+    except RuntimeError as error:  # such as an operation without a derivative
+        why = f"gradients cannot be carried through this model ({first_line(error)})"
+        emit(e.Warned(f"{why}; blocks are rounded as by the preset balanced"))
+        return None
+
+
+def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, job: BlockJob) -> None:
     started = time.perf_counter()
+    block, index, emit = job.block, job.index, job.emit
     emit(e.BlockStarted(index, skeleton.block_name(index)))
-    result = quantize_block(_block_job(run, plan, skeleton, streams, block, index, emit))
+    result = quantize_block(job)
     tensors = _stored_tensors(result, plan, skeleton, index)
     install_block(block, tensors, plan, skeleton, index)
     streams.advance(block, index, result.outputs)
@@ -171,8 +184,9 @@ class _Streams:
 
 
 def _block_job(
-    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, block: nn.Module, index: int, emit: EventSink
-) -> BlockJob:
+    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, sensitivity: Sensitivity | None, block: nn.Module,
+    index: int, emit: EventSink,
+) -> BlockJob:  # fmt: skip
     def stored_dtype(parameter: str) -> torch.dtype | None:
         source = skeleton.sources.get(f"{skeleton.block_name(index)}.{parameter}")
         return TORCH_DTYPES.get(skeleton.checkpoint.tensors[source.key].dtype) if source else None
@@ -180,7 +194,7 @@ def _block_job(
     specs = {linear.name: linear.spec for linear in plan.block_linears(index)}
     return BlockJob(
         index=index, block=block, specs=specs, inputs=streams.inputs,
-        original=streams.original, probe=streams.probe, recipe=streams.recipe,
+        original=streams.original, sensitivity=sensitivity, probe=streams.probe, recipe=streams.recipe,
         seed=plan.config.seed,
         head_dim=head_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
@@ -259,6 +273,7 @@ def write_output(
         publish(staging, output)
     emit(e.RunFinished(result))
     shutil.rmtree(run.blocks_dir, ignore_errors=True)
+    shutil.rmtree(run.gradients_dir, ignore_errors=True)
 
 
 def _as_done(run: Run, plan: Plan) -> Plan:

@@ -9,8 +9,9 @@
     compare with plain rounding; keep the better
 
 `fast` takes all statistics from the original block. `balanced` takes them again before each group is rounded, when the
-groups before it are rounded already, and rounds with error feedback. `best` also moves the weights first, so that on
-these inputs they give what the original gave on the original inputs (drift correction).
+groups before it are rounded already, moves the weights first, so that on these inputs they give what the original gave
+on the original inputs (drift correction), and rounds with error feedback. `best` gives the feedback along rows and
+columns, weighing outputs by the gradients of the model's prediction (sensitivity).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from awq_engine.histogram import histogram, scale_statistics
 from awq_engine.journal import EventSink
 from awq_engine.originals import Originals
 from awq_engine.quantize import (
+    QParams,
     choose_qparams,
     group_ranges,
     round_to_grid,
@@ -40,8 +42,10 @@ from awq_engine.quantize import (
 )
 from awq_engine.recipe import Recipe
 from awq_engine.scale_search import ScaleChoice, choose_scale
+from awq_engine.sensitivity import Sensitivity
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Tap, collect_statistics
+from awq_engine.two_sided_feedback import round_with_two_sided_feedback
 from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
 
@@ -62,7 +66,9 @@ class BlockJob:
     inputs: BlockInputs
     """What the block reads: from the original model (`fast`) or from the quantized blocks before it."""
     original: BlockInputs | None
-    """What the original block reads; only for `best`."""
+    """What the original block reads, where drift is to be corrected."""
+    sensitivity: Sensitivity | None
+    """Gradients of the model's prediction at this block's output; only for `best`."""
     probe: BlockInputs
     """One short sequence that has passed through the quantized blocks."""
     recipe: Recipe
@@ -85,7 +91,7 @@ class BlockResult:
     changed: dict[str, torch.Tensor]
     """Other parameters that folds changed, in the dtype they are stored in."""
     outputs: list[torch.Tensor]
-    """Of the original block: the next block's inputs for `fast`, its original inputs for `best`."""
+    """Of the original block: the next block's inputs for `fast`, its original inputs where drift is corrected."""
     loss_rounding: float
     """MSE of the block's output under plain rounding."""
     loss_final: float
@@ -100,6 +106,8 @@ class _Bench:
     """By linear: what its input columns were multiplied by, [in]."""
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     """By linear: what its output rows were divided by, [out]."""
+    output_grams: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    """By linear: E[g g^T] of the gradients at its original outputs, in diagonal blocks."""
     alphas: dict[str, float] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
 
@@ -110,6 +118,8 @@ def quantize_block(job: BlockJob) -> BlockResult:
     bench = _Bench(Originals(job.block))
     groups = input_groups(job.block, list(job.specs), lambda: _probe_forward(job))
     job, groups = _settle_uncalled(job, groups)
+    if job.sensitivity is not None:
+        bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
     statistics, targets = _observe(job, groups)
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
     if job.recipe.scales:
@@ -368,7 +378,7 @@ def _round_linear(
     if job.recipe.clips:
         losses["clip"] = loss(rounded)
     if job.recipe.feedback:
-        rounded = round_with_feedback(target, stats, qparams, spec)
+        rounded = _feed_back(target, stats, _folded_grams(bench, name, rows), qparams, spec)
         losses["feedback"] = loss(rounded)
     linear.weight.data.copy_(rounded)
     error = (rounded - folded) * rows[:, None] / columns
@@ -379,3 +389,20 @@ def _round_linear(
         )
     )  # fmt: skip
     return to_int_weight(rounded, qparams, spec)
+
+
+def _folded_grams(bench: _Bench, name: str, rows: torch.Tensor) -> list[torch.Tensor] | None:
+    """The linear's output gradients' Gram matrix now that its rows are divided by `rows`."""
+    if name not in bench.output_grams:
+        return None
+    grams = bench.output_grams.pop(name)
+    blocks = rows.split([len(gram) for gram in grams])
+    return [gram * block[:, None] * block for gram, block in zip(grams, blocks, strict=True)]
+
+
+def _feed_back(
+    target: torch.Tensor, stats: InputStatistics, grams: list[torch.Tensor] | None, qparams: QParams, spec: QuantSpec
+) -> torch.Tensor:
+    if grams is None:
+        return round_with_feedback(target, stats, qparams, spec)
+    return round_with_two_sided_feedback(target, stats, grams, qparams, spec)

@@ -1,11 +1,11 @@
 """Which steps a method and a preset stand for: the one place that knows.
 
-                          scales and clips   error feedback   inputs of each group       drift correction
-    rtn                          -                 -          of the original model             -
-    gptq, fast                   -                yes         of the original model             -
-    awq,  fast                  yes                -          of the original model             -
-    awq or gptq, balanced    awq only             yes         of everything rounded before      -
-    awq or gptq, best        awq only             yes         of everything rounded before     yes
+                          scales and clips   error feedback   inputs of each group           drift correction
+    rtn                          -                 -          of the original model                 -
+    gptq, fast                   -           along inputs     of the original model                 -
+    awq,  fast                  yes                -          of the original model                 -
+    awq or gptq, balanced    awq only        along inputs     of everything rounded before         yes
+    awq or gptq, best        awq only        along both sides of everything rounded before         yes
 
 Standard library only: the forecast of a run's time counts these steps too.
 """
@@ -31,6 +31,8 @@ class Recipe:
     """Take statistics on what the rounding before really passes on."""
     drift: bool = False
     """Move weights first, so that on those inputs they give what the original gave on its own."""
+    sensitivity: bool = False
+    """Weigh output errors by what they do to the model's prediction, and let rows make good each other's errors."""
 
 
 def recipe_of(config: RunConfig) -> Recipe:
@@ -39,5 +41,6 @@ def recipe_of(config: RunConfig) -> Recipe:
         return Recipe()
     awq, patient = config.method is Method.AWQ, config.preset is not Preset.FAST
     return Recipe(
-        scales=awq, clips=awq, feedback=patient or not awq, sequential=patient, drift=config.preset is Preset.BEST
-    )
+        scales=awq, clips=awq, feedback=patient or not awq, sequential=patient, drift=patient,
+        sensitivity=config.preset is Preset.BEST,
+    )  # fmt: skip

@@ -86,6 +86,11 @@ class Run:
     def blocks_dir(self) -> Path:
         return self.path / "blocks"
 
+    @property
+    def gradients_dir(self) -> Path:
+        """Of the preset `best`, while it runs."""
+        return self.path / "gradients"
+
     def file(self) -> RunFile:
         """The request; `BadInputError` when `run.json` is missing or unreadable."""
         where = self.path / "run.json"

@@ -1,0 +1,154 @@
+"""How much each output of a linear matters to what the model predicts: the second half of the price of an error.
+
+Changing a weight by D changes its linear's outputs by D x. To second order the model's prediction then moves by
+
+    E[(g . D x)^2] / 2  ~  tr(M D G D^T) / 2,     M = E[g g^T],  G = E[x x^T]
+
+with g the gradient of the log-likelihood of a token drawn from the model's own prediction (so M is Fisher information;
+the text's next token is not looked at), taken as independent of x (K-FAC, arXiv:1503.05671; for rounding: YAQA,
+arXiv:2505.22988). The gradients are carried from the head down through the original blocks, one block in memory at a
+time, and wait on disk until their block's turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from awq_engine.capture import BlockCall, capture_inputs, loaded_head
+from awq_engine.carried import Carried
+from awq_engine.runs import write_atomically
+from awq_engine.skeleton import Skeleton
+
+SENSITIVITY_TOKENS = 8192
+"""Calibration tokens whose gradients are looked at."""
+OUTPUT_BLOCK = 1024
+"""Outputs whose gradients are correlated with one another; more would take more memory than the layer itself."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The gradient at every block's output, sequence by sequence, and what the block was called with."""
+
+    folder: Path
+    calls: list[list[BlockCall]]
+    """By block, then by sequence."""
+    device: torch.device
+
+    def output_grams(self, block: nn.Module, index: int, names: list[str]) -> dict[str, list[torch.Tensor]]:
+        """Diagonal blocks of E[g g^T] of each linear's outputs in the original `block`: float32 [n, n], n <= 1024.
+
+        A linear that has no part in the block's output is left out.
+        """
+        found: dict[str, list[torch.Tensor]] = {}
+        n_tokens = 0
+        for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
+            n_tokens += hidden.shape[0] * hidden.shape[1]
+            for name, gradients in _linear_gradients(block, names, call, hidden, gradient):
+                blocks = gradients.reshape(-1, gradients.shape[-1]).split(OUTPUT_BLOCK, dim=1)
+                grams = found.setdefault(name, [g.new_zeros(g.shape[1], g.shape[1]) for g in blocks])
+                for gram, g in zip(grams, blocks, strict=True):
+                    gram.addmm_(g.T, g)
+        return {name: [gram / n_tokens for gram in grams] for name, grams in found.items()}
+
+    def _stored(self, index: int) -> list[list[torch.Tensor]]:
+        """What entered the block and the gradient at what left it, float32 [1, seq, hidden] each."""
+        files = [_hidden_file(self.folder, index), _gradient_file(self.folder, index)]
+        rows = [load_file(file)["rows"].split(1) for file in files]
+        return [[row.to(self.device, torch.float32) for row in part] for part in rows]
+
+
+def measure_sensitivity(
+    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None]
+) -> Sensitivity:
+    """Carry gradients through the original model for the leading sequences of `ids` (int64 [samples, seq]).
+
+    Args:
+        folder: where they wait; gradients that are there already are not made again.
+        progress: told (done, total) in block passes.
+    Raises:
+        RuntimeError: gradients cannot be carried through this model; says why.
+    """
+    ids = ids[: max(1, SENSITIVITY_TOKENS // ids.shape[1])]
+    inputs = capture_inputs(skeleton, list(ids.split(1)))
+    if inputs.handover is not None:
+        raise RuntimeError("its blocks hand on more than hidden states")
+    n_blocks = len(skeleton.blocks)
+    if not all(_gradient_file(folder, index).is_file() for index in range(n_blocks)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(n_blocks):
+            _save(_hidden_file(folder, index), inputs.hidden)
+            with skeleton.loaded_block(index) as block:
+                inputs.advance(block, index)
+            progress(index + 1, 2 * n_blocks)
+        gradients = _head_gradients(skeleton, ids, inputs.hidden, seed)
+        for index in reversed(range(n_blocks)):
+            _save(_gradient_file(folder, index), gradients)
+            with skeleton.loaded_block(index) as block:
+                gradients = _input_gradients(block, inputs.calls[index], _hidden_file(folder, index), gradients)
+            progress(2 * n_blocks - index, 2 * n_blocks)
+    return Sensitivity(folder, inputs.calls, skeleton.device)
+
+
+def _hidden_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.hidden.safetensors"
+
+
+def _gradient_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.gradient.safetensors"
+
+
+def _save(path: Path, rows: list[torch.Tensor]) -> None:
+    """bfloat16 is enough for an average over thousands of tokens."""
+    write_atomically(path, save({"rows": torch.cat(rows).bfloat16().cpu()}))
+
+
+@torch.enable_grad()
+def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
+    """The gradient, at what left the last block, of the log-likelihood of one token drawn at every position."""
+    generator = torch.Generator().manual_seed(seed)
+    gradients = []
+    with loaded_head(skeleton, ids) as logits:
+        for row, last in zip(ids.split(1), hidden, strict=True):
+            last = last.to(skeleton.device).requires_grad_()
+            log_p = logits(row, last)[0].log_softmax(-1)
+            drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+            gradients += torch.autograd.grad(log_p.gather(-1, drawn).sum(), last)
+    return gradients
+
+
+@torch.enable_grad()
+def _input_gradients(
+    block: nn.Module, calls: list[BlockCall], hidden_file: Path, gradients: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for hidden, call, gradient in zip(load_file(hidden_file)["rows"].split(1), calls, gradients, strict=True):
+        hidden = hidden.to(gradient.device, torch.float32).requires_grad_()
+        found += torch.autograd.grad(call.run(block, hidden, Carried())[0], hidden, gradient)
+    return found
+
+
+@torch.enable_grad()
+def _linear_gradients(
+    block: nn.Module, names: list[str], call: BlockCall, hidden: torch.Tensor, gradient: torch.Tensor
+) -> list[tuple[str, torch.Tensor]]:
+    """The gradient at the output of every call of a linear, but for those that the result does not depend on."""
+    outputs: list[tuple[str, torch.Tensor]] = []
+
+    def recorder(name: str) -> Callable[..., None]:
+        return lambda _, __, output: outputs.append((name, output))
+
+    handles = [block.get_submodule(name).register_forward_hook(recorder(name)) for name in names]
+    try:
+        result, _ = call.run(block, hidden.requires_grad_(), Carried())
+    finally:
+        for handle in handles:
+            handle.remove()
+    reached = [(name, output) for name, output in outputs if output.requires_grad]
+    gradients = torch.autograd.grad(result, [output for _, output in reached], gradient, allow_unused=True)
+    return [(name, g) for (name, _), g in zip(reached, gradients, strict=True) if g is not None]
