@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_inspect(commands)
     _add_eval(commands)
+    _add_compare(commands)
     _add_chat(commands)
     _add_others(commands)
     return parser
@@ -162,6 +163,35 @@ def _add_eval(commands: Commands) -> None:
     parser.add_argument("--backend", default="reference", help="auto, triton, cpu or reference (the default: exact)")
     _add_device(parser)
     _add_json(parser)
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = _command(
+        commands, "compare", "compare:compare", "quantize with several recipes and measure them side by side"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--recipes", default="rtn,gptq,fast,balanced,best", metavar="LIST",
+        help="from rtn, gptq-fast, gptq, gptq-best, fast, balanced and best (default: all but two)",
+    )  # fmt: skip
+    parser.add_argument("--bits", default="4", metavar="LIST", help="bits per weight, commas between them (default 4)")
+    parser.add_argument("--group-sizes", default="128", metavar="LIST", help="inputs that share a scale (default 128)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="for the table and models (default: ./MODEL-comparison)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the models; without it only the table stays")
+    parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
+    parser.add_argument("--format", choices=_values(Format), default=Format.AWQ.value, help="layout on disk")
+    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=TEXT)
+    parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
+    parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence and per window")
+    parser.add_argument("--text", default="builtin", metavar="SPEC", help=f"to measure on: {TEXT}")
+    parser.add_argument("--max-tokens", type=int, default=16384, metavar="N", help="tokens measured (default 16384)")
+    _add_device(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    group = parser.add_mutually_exclusive_group()
+    _add_json(group)
+    group.add_argument("--markdown", action="store_true", help="print the table as markdown")
 
 
 def _add_chat(commands: Commands) -> None:

@@ -89,11 +89,10 @@ def evaluate(
         UsageError: `seq_len` is longer than the model's context, `max_tokens` is not positive, or the device is not
             there.
     """
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens must be at least 1, not {max_tokens}.")
+    check_max_tokens(max_tokens)
     quantized = _load(model, device, backend)
     _check_length(quantized, seq_len)
-    windows, source = _load_windows(text, quantized.tokenizer, seq_len, max_tokens)
+    windows, source = load_windows(text, quantized.tokenizer, seq_len, max_tokens)
     _check_tokens(quantized, windows)
     original = _load(against, device, backend) if against else None
     if original:
@@ -104,6 +103,12 @@ def evaluate(
         if on_progress:
             on_progress(number, len(windows))
     return _summarize(scores, windows, source, model, against)
+
+
+def check_max_tokens(max_tokens: int) -> None:
+    """Raise `UsageError` when nothing is to be measured."""
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, not {max_tokens}.")
 
 
 def _load(path: Path, device: str, backend: str) -> LoadedModel:
@@ -123,7 +128,7 @@ def _check_tokens(model: LoadedModel, windows: torch.Tensor) -> None:
     check_vocabulary(windows, embedding.num_embeddings)
 
 
-def _load_windows(text: str, tokenizer: Any, seq_len: int, max_tokens: int) -> tuple[torch.Tensor, str]:
+def load_windows(text: str, tokenizer: Any, seq_len: int, max_tokens: int) -> tuple[torch.Tensor, str]:
     """int64 [windows, seq_len], and where they come from."""
     stream = read_tokens(text, tokenizer, max_tokens, evaluation_documents)
     count = min(max(1, max_tokens // seq_len), stream.fitting(seq_len))

@@ -46,8 +46,17 @@ def take_fingerprint(checkpoint: Checkpoint, calibration: Calibration) -> Finger
     digest = hashlib.sha256(calibration.ids.contiguous().numpy().tobytes())
     if calibration.weights is not None:
         digest.update(calibration.weights.contiguous().numpy().tobytes())
-    engine = f"awq-tui {version('awq-tui')}, torch {torch.__version__}"
-    return Fingerprint(model_hash(checkpoint), digest.hexdigest(), engine, torch.get_num_threads())
+    return Fingerprint(model_hash(checkpoint), digest.hexdigest(), _engine_versions(), torch.get_num_threads())
+
+
+def began_with(run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether the run would start on the same model files and engine today; a run that has not read them yet would."""
+    stored = _read(run.path / "fingerprint.json")
+    return stored is None or (stored.get("model"), stored.get("engine")) == (model_hash(checkpoint), _engine_versions())
+
+
+def _engine_versions() -> str:
+    return f"awq-tui {version('awq-tui')}, torch {torch.__version__}"
 
 
 def model_hash(checkpoint: Checkpoint) -> str:

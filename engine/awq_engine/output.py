@@ -21,9 +21,14 @@ def default_output(
     name: str, *, bits: int = 4, group_size: int = 128, symmetric: bool = False, method: Method = Method.AWQ
 ) -> Path:
     """`./NAME-AWQ-W4-G128` for a model called `name`, absolute."""
+    shape = folder_name(f"{name}-{method.upper()}", bits=bits, group_size=group_size, symmetric=symmetric)
+    return Path.cwd() / shape
+
+
+def folder_name(name: str, *, bits: int, group_size: int, symmetric: bool) -> str:
+    """`NAME-W4-G128`."""
     group = "row" if group_size == -1 else f"G{group_size}"
-    suffix = "-sym" if symmetric else ""
-    return Path.cwd() / f"{name}-{method.upper()}-W{bits}-{group}{suffix}"
+    return f"{name}-W{bits}-{group}{'-sym' if symmetric else ''}"
 
 
 def check_output(output: Path, model: Path | None, overwrite: bool) -> None:

@@ -32,7 +32,7 @@ def started(resumed_blocks: int = 0) -> e.RunStarted:
 
 def planned(blocks: int = 2) -> e.PlanReady:
     linears = [
-        {"block": block, "name": name, "out_features": 128, "in_features": 256}
+        {"block": block, "name": name, "out_features": 128, "in_features": 256, "bits": 4, "group_size": 128}
         for block in range(blocks)
         for name in LINEARS
     ]
