@@ -164,7 +164,7 @@ def loaded_head(
     Args:
         ids: any tokens, to see by what blocks return.
     """
-    with skeleton.loaded_outer() as model:
+    with skeleton.loaded_outer(head=True) as model:
         recorder = _Recorder(_output_tail(skeleton, ids[:1, :8]))
 
         def logits(ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

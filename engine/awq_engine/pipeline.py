@@ -36,6 +36,7 @@ from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.formats.registry import CODECS
 from awq_engine.journal import EventSink
 from awq_engine.models import resolve_model
+from awq_engine.outer import TORCH_DTYPES, refuse_non_finite
 from awq_engine.output import check_output, check_run
 from awq_engine.plan import Plan, make_plan
 from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
@@ -98,9 +99,9 @@ def quantize_blocks(
     `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
     """
     batch_size = max(1, BATCH_TOKENS // ids.shape[1])
-    with skeleton.loaded_outer() as outer:
-        _refuse_non_finite(outer, "")
-        check_vocabulary(ids, outer.get_input_embeddings().num_embeddings)  # pyright: ignore
+    for key in skeleton.outer_keys():
+        refuse_non_finite(skeleton.checkpoint.tensors[key])
+    check_vocabulary(ids, skeleton.model.get_input_embeddings().num_embeddings)  # pyright: ignore
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
     inputs = capture_inputs(skeleton, ids.split(batch_size), progress)
     inputs.weights = None if weights is None else list(weights.split(batch_size))
@@ -199,9 +200,6 @@ def _block_job(
         head_dim=head_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
     )  # fmt: skip
-
-
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: int) -> dict[str, torch.Tensor]:

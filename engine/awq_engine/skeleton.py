@@ -24,9 +24,10 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from awq_engine.architecture import build_empty, find_blocks, towers
-from awq_engine.checkpoint import Checkpoint
+from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.errors import BadInputError, as_known_error, first_line
 from awq_engine.linearize import linearize
+from awq_engine.outer import has_rows, rows_on_demand, streamed_head
 from awq_engine.sources import Source, find_sources
 
 
@@ -118,20 +119,58 @@ class Skeleton:
             _empty_parameters(block)
 
     @contextlib.contextmanager
-    def loaded_outer(self) -> Iterator[PreTrainedModel]:
-        """The model with everything loaded but its blocks and towers."""
+    def loaded_outer(self, head: bool = False) -> Iterator[PreTrainedModel]:
+        """The model with what text needs beside its blocks; embeddings hold just the rows in use.
+
+        Args:
+            head: whether the output embeddings will be used.
+        """
         outer = [name for name, _ in self.model.named_parameters() if self._is_outer(name)]
+        output = self.model.get_output_embeddings()
+        streams_head = type(output) is nn.Linear
+        streamed = self._stored_matrices(self._vocabularies()) if streams_head or not head else {}
+        if streams_head:
+            streamed |= self._stored_matrices([output])
+        keys = {self.sources[name].key for name in streamed}
         try:
-            self._fill(self.outer_keys())
-            self.model.tie_weights()
-            parameters = dict(self.model.named_parameters())
-            if missing := [name for name in outer if name in parameters and parameters[name].is_meta]:
-                raise missing_tensor(self.checkpoint, missing[0])
-            yield self.model
+            self._fill([key for key in self.outer_keys() if key not in keys])
+            with contextlib.ExitStack() as stack:
+                for module, info in streamed.values():
+                    if isinstance(module, nn.Embedding):
+                        stack.enter_context(rows_on_demand(module, info, self.device))
+                self.model.tie_weights()
+                self._refuse_missing_outer(set(outer) - set(streamed))
+                weights = {id(module.weight): info for module, info in streamed.values()}
+                if isinstance(output, nn.Linear) and (info := weights.get(id(output.weight))):
+                    stack.enter_context(streamed_head(output, info))
+                yield self.model
         finally:
             for name in outer:
                 module_name, _, leaf = name.rpartition(".")
                 _empty_parameter(self.model.get_submodule(module_name), leaf)
+
+    def _vocabularies(self) -> list[nn.Module]:
+        """Embeddings that look up what they are called with; classes of their own may shift it first (positions)."""
+        kinds = (nn.Embedding, type(self.model.get_input_embeddings()))
+        return [m for m in self.model.modules() if isinstance(m, nn.Embedding) and type(m) in kinds]
+
+    def _stored_matrices(self, modules: list[nn.Module]) -> dict[str, tuple[Any, TensorInfo]]:
+        """Parameter -> (module, tensor) of those outer `modules` whose weight is stored as it is, in floats."""
+        found = {}
+        for path, module in self.model.named_modules():
+            name = f"{path}.weight"
+            if module not in modules or not self._is_outer(name):
+                continue
+            source = self.sources.get(name)
+            info = self.checkpoint.tensors[source.key] if source and source.part is None else None
+            if info is not None and has_rows(info) and info.shape == tuple(module.get_parameter("weight").shape):
+                found[name] = module, info
+        return found
+
+    def _refuse_missing_outer(self, names: set[str]) -> None:
+        parameters = dict(self.model.named_parameters())
+        if missing := sorted(name for name in names if name in parameters and parameters[name].is_meta):
+            raise missing_tensor(self.checkpoint, missing[0])
 
     def _fill(self, keys: Iterable[str]) -> None:
         """Read these checkpoint keys into their parameters, as `dtype` on `device`."""

@@ -1,0 +1,66 @@
+"""Embeddings and heads that are never whole in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from awq_engine import outer
+from awq_engine.checkpoint import TensorInfo, read_header
+from awq_engine.errors import BadInputError
+from awq_engine.outer import read_rows, refuse_non_finite, rows_on_demand, streamed_head
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[torch.Tensor, TensorInfo]:
+    weight = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({"other": torch.zeros(3), "weight": weight}, tmp_path / "x.safetensors")
+    return weight, read_header(tmp_path / "x.safetensors")["weight"]
+
+
+def test_rows_are_the_stored_ones(stored: tuple[torch.Tensor, TensorInfo]):
+    weight, info = stored
+    assert torch.equal(read_rows(info, 7, 19), weight[7:19])
+
+
+def test_only_rows_in_use_are_read(stored: tuple[torch.Tensor, TensorInfo], monkeypatch: pytest.MonkeyPatch):
+    """Each row is read once, when it is first asked for."""
+    weight, info = stored
+    read: list[int] = []
+    monkeypatch.setattr(outer, "read_rows", lambda info, a, b: read.append(a) or read_rows(info, a, b))
+    embedding = nn.Embedding(50, 6)
+    with rows_on_demand(embedding, info, torch.device("cpu")):
+        for ids in (torch.tensor([[3, 9], [9, 0]]), torch.tensor([9, 4])):
+            assert torch.equal(embedding(ids), weight.float()[ids])
+
+    assert read == [0, 3, 9, 4]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_streamed_head_is_the_head(
+    stored: tuple[torch.Tensor, TensorInfo], monkeypatch: pytest.MonkeyPatch, bias: bool
+):
+    weight, info = stored
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 100)
+    head = nn.Linear(6, 50, bias=bias)
+    x = torch.randn(2, 3, 6)
+    with streamed_head(head, info):
+        found = head(x)
+
+    assert torch.allclose(found, nn.functional.linear(x, weight.float(), head.bias), atol=1e-6)
+    assert "forward" not in vars(head)
+
+
+def test_damage_is_found_in_any_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 100)
+    weight = torch.zeros(50, 6)
+    save_file({"fine": weight, "broken": weight.clone().index_fill_(0, torch.tensor([49]), torch.inf)}, tmp_path / "x")
+    tensors = read_header(tmp_path / "x")
+
+    refuse_non_finite(tensors["fine"])
+    with pytest.raises(BadInputError, match="broken holds NaN or infinite"):
+        refuse_non_finite(tensors["broken"])
