@@ -152,6 +152,8 @@ class LinearQuantized(Event):
     seconds: float
     alpha: float | None = None
     """None when no fold reaches this linear."""
+    tokens: int | None = None
+    """Calibration tokens that this linear read: an expert's are those sent to it."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,23 @@ class Expert(nn.Module):
     """Holds the linears of one expert; what they make of their inputs is up to the forward of the mixture."""
 
 
-def expert_numbers(block: nn.Module) -> dict[str, int]:
-    """Name -> number of the expert, for the linears of a block that belong to one."""
-    return {
-        f"{expert}.{name}": int(expert.rpartition(".")[2])
-        for expert, module in block.named_modules()
-        if isinstance(module, Expert)
-        for name, _ in module.named_children()
-    }
+@dataclass(frozen=True)
+class ExpertLinear:
+    """Where a linear of an expert is: `owner.number.name`."""
+
+    owner: str
+    number: int
+    name: str
+
+
+def expert_linears(block: nn.Module) -> dict[str, ExpertLinear]:
+    """By name inside the block, the linears that belong to an expert."""
+    found: dict[str, ExpertLinear] = {}
+    for path, module in block.named_modules():
+        if isinstance(module, Expert):
+            owner, _, number = path.rpartition(".")
+            found |= {f"{path}.{name}": ExpertLinear(owner, int(number), name) for name, _ in module.named_children()}
+    return found
 
 
 @dataclass(frozen=True)

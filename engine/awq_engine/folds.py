@@ -17,7 +17,7 @@ from enum import StrEnum
 import torch
 from torch import nn
 
-from awq_engine.experts import expert_numbers
+from awq_engine.experts import ExpertLinear, expert_linears
 
 PROBE_TOLERANCE = 1e-3
 """Share of the consumers' disturbance that may be left: float32 noise gives 1e-6, a wrong producer about 1."""
@@ -58,6 +58,8 @@ class Fold:
     repeat: int = 1
     """Consumer channels per producer channel: query heads per key/value head."""
     head_dim: int = 1
+    passive: tuple[str, ...] = ()
+    """Modules that read the same and stay in floats (routers); their columns are multiplied too."""
 
     def expand(self, channel: torch.Tensor) -> torch.Tensor:
         """From producer channels [width] to consumer channels [in_features]; head by head where heads are shared."""
@@ -106,11 +108,11 @@ def input_groups(block: nn.Module, names: list[str], forward: Callable[[], objec
     finally:
         for handle in handles:
             handle.remove()
-    return list(_group_calls(calls, chosen, expert_numbers(block)))
+    return list(_group_calls(calls, chosen, expert_linears(block)))
 
 
 def _group_calls(
-    calls: list[tuple[str, torch.Tensor | None]], chosen: set[str], experts: dict[str, int]
+    calls: list[tuple[str, torch.Tensor | None]], chosen: set[str], experts: dict[str, ExpertLinear]
 ) -> Iterator[InputGroup]:
     members: dict[tuple[int, torch.Size], list[int]] = {}
     for position, (name, tensor) in enumerate(calls):
@@ -118,24 +120,36 @@ def _group_calls(
             members.setdefault((tensor.data_ptr(), tensor.shape), []).append(position)
     for (_, shape), positions in members.items():
         consumers = tuple(dict.fromkeys(calls[position][0] for position in positions))
-        number = experts.get(consumers[0])
-        before = [name for name, _ in reversed(calls[: positions[0]]) if experts.get(name, number) == number]
+        before = [name for name, _ in reversed(calls[: positions[0]]) if _reaches(name, consumers[0], experts)]
         yield InputGroup(consumers, shape[-1], tuple(dict.fromkeys(before)))
 
 
+def _reaches(earlier: str, consumer: str, experts: dict[str, ExpertLinear]) -> bool:
+    """Whether `earlier` may feed `consumer`: experts do not feed each other."""
+    if earlier not in experts or consumer not in experts:
+        return True
+    return experts[earlier].number == experts[consumer].number
+
+
 def find_fold(
-    block: nn.Module, group: InputGroup, forward: Callable[[], torch.Tensor], head_dim: int, seed: int = 0
+    block: nn.Module,
+    group: InputGroup,
+    forward: Callable[[], torch.Tensor],
+    head_dim: int,
+    seed: int = 0,
+    all_alike: Callable[[Fold], list[Fold]] = lambda fold: [fold],
 ) -> Probe:
     """Try every earlier module as the producer of a group's input; the first that cancels wins.
 
     Args:
+        all_alike: a fold and the same in other experts; they are probed together.
         forward: runs the block on the probe input, float32 [batch, seq, hidden] -> the same.
         head_dim: width of an attention head, for values shared between query heads.
     """
     baseline = forward()
     closest = Probe(group, None, "", 1.0)
     for candidate in _candidates(block, group, head_dim):
-        error = _probe(block, candidate, forward, baseline, seed)
+        error = _probe(block, all_alike(candidate), forward, baseline, seed)
         if error < PROBE_TOLERANCE:
             return Probe(group, candidate, candidate.producer, error)
         if error < closest.error:
@@ -144,18 +158,21 @@ def find_fold(
 
 
 def _probe(
-    block: nn.Module, fold: Fold, forward: Callable[[], torch.Tensor], baseline: torch.Tensor, seed: int
+    block: nn.Module, folds: list[Fold], forward: Callable[[], torch.Tensor], baseline: torch.Tensor, seed: int
 ) -> float:
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.exp2(torch.rand(fold.width, generator=generator) * 2 - 1).to(baseline.device)  # 0.5 .. 2
-    saved = _save(block, fold)
+    scales = [torch.rand(fold.width, generator=generator) * 2 - 1 for fold in folds]
+    scales = [torch.exp2(s.round() if f.passive else s).to(baseline.device) for f, s in zip(folds, scales, strict=True)]
+    saved = [item for fold in folds for item in save(block, fold)]
     try:
-        scale_consumers(block, fold, scale)
+        for fold, scale in zip(folds, scales, strict=True):  # from 0.5 to 2
+            scale_consumers(block, fold, scale)
         disturbed = forward()
-        divide_producer(block, fold, scale)
+        for fold, scale in zip(folds, scales, strict=True):
+            divide_producer(block, fold, scale)
         restored = forward()
     finally:
-        _restore(block, saved)
+        restore(saved)
     disturbance = (disturbed - baseline).norm()
     error = float((restored - baseline).norm() / disturbance) if disturbance > 0 else 1.0
     return error if error == error else 1.0  # a NaN is no fold
@@ -164,7 +181,7 @@ def _probe(
 def scale_consumers(block: nn.Module, fold: Fold, channel_scale: torch.Tensor) -> None:
     """Multiply the consumers' input columns by the scale, float32 [width] in producer channels."""
     columns = fold.expand(channel_scale)
-    for name in fold.consumers:
+    for name in (*fold.consumers, *fold.passive):
         block.get_submodule(name).weight.data.mul_(columns)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -236,12 +253,14 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
     return weight if weight is not None and weight.ndim in (1, 2) else None
 
 
-def _save(block: nn.Module, fold: Fold) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    modules = [block.get_submodule(name) for name in (fold.producer, *fold.consumers)]
+def save(block: nn.Module, fold: Fold) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """All parameters that applying a fold changes, each with a copy of its values."""
+    modules = [block.get_submodule(name) for name in (fold.producer, *fold.consumers, *fold.passive)]
     parameters = [p.data for module in modules for p in module.parameters(recurse=False)]
     return [(parameter, parameter.clone()) for parameter in parameters]
 
 
-def _restore(block: nn.Module, saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Undo what was done since `save`."""
     for parameter, before in saved:
         parameter.copy_(before)

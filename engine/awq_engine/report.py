@@ -56,6 +56,8 @@ class LayerRow:
     """[alpha, loss] points of the search."""
     histogram: dict[str, Any] | None
     """low, high (log10) and counts of the channel scale."""
+    tokens: int | None = None
+    """Calibration tokens that the linear read; None in older reports."""
     bits: int | None = None
     """None in reports of older versions."""
     group_size: int | None = None
@@ -88,7 +90,8 @@ def layer_row(layer: LayerState) -> LayerRow | None:
         loss_final=list(losses.values())[-1] if losses else 0.0, loss_ratio=layer.loss_ratio,
         weight_mse_rounding=done.weight_mse_rounding, weight_mse_final=done.weight_mse_final,
         clipped_share=done.clipped_share, seconds=done.seconds, curve=scale.curve if scale else [],
-        histogram=scale.histogram if scale else None, bits=layer.bits, group_size=layer.group_size, **statistics,
+        histogram=scale.histogram if scale else None, bits=layer.bits, group_size=layer.group_size, tokens=done.tokens,
+        **statistics,
     )  # fmt: skip
 
 

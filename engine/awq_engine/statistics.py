@@ -80,13 +80,30 @@ class _Accumulator:
         self.gram.addmm_(weighted.T, x)
         self.absolute += weighted.abs().sum(0)
         self.total += weight
-        self.n_tokens += len(x)
+        self.n_tokens += int(x.any(-1).sum())  # an expert may be called with zeros in the place of others' tokens
 
     def result(self) -> InputStatistics:
         if not self.n_tokens:  # nothing is known of the inputs: every channel counts alike
             return InputStatistics(torch.eye(len(self.gram), device=self.gram.device), self.absolute + 1, 0)
         total = self.total or 1.0
         return InputStatistics(self.gram.div_(total), self.absolute.div_(total), self.n_tokens)
+
+
+def collect_output_statistics(
+    norm: nn.Module, width: int, forward: Callable[[], None], weights: TokenWeights = unweighted
+) -> InputStatistics:
+    """The statistics of what `norm` gives out, [..., width], while `forward` runs."""
+    accumulator = _Accumulator(width, next(norm.parameters()).device, weights)
+
+    def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        accumulator.hook(module, (output,))
+
+    handle = norm.register_forward_hook(hook)
+    try:
+        forward()
+    finally:
+        handle.remove()
+    return accumulator.result()
 
 
 def collect_statistics(

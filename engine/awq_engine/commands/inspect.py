@@ -48,6 +48,7 @@ COLUMNS = (
     _field("name", "layer"),
     _field("bits", "bits"),
     _field("group_size", "group"),
+    _field("tokens", "tokens"),
     _field("alpha", "alpha", number),
     _field("mean", "mean", number),
     _field("max", "max", number),

@@ -1,0 +1,129 @@
+"""Expert by expert, what the tokens of now were before: the pairs that drift correction needs behind a router.
+
+The quantized blocks before pass on other hidden states than the original ones, so a router does not always send a token
+where it did originally, and the rows of an expert's inputs then and now are not the same tokens. What the expert would
+originally have made of a token is the question, whoever sends it there: so the original computes with the present
+routing. Mixtures hand their experts the routing as tensors of integers; these are noted in one pass and given back in
+the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from awq_engine.capture import BlockInputs
+from awq_engine.experts import expert_linears
+from awq_engine.originals import Originals
+from awq_engine.statistics import weigh
+
+
+def collect_expert_cross_statistics(
+    block: nn.Module,
+    originals: Originals,
+    names: Sequence[str],
+    inputs: BlockInputs,
+    original: BlockInputs,
+    index: int,
+) -> list[torch.Tensor | None]:
+    """E[x_present x_original^T] of what each linear in `names` reads now, and would have read in the original block.
+
+    None for a linear without tokens, or whose tokens cannot be told (they come sorted, without their numbers).
+    """
+    routing = _Routing(block, names)
+    totals: list[torch.Tensor | None] = [None] * len(names)
+    weights = [0.0] * len(names)
+    for batch in range(len(inputs)):
+        with routing.noted():
+            present = _read(block, names, lambda batch=batch: inputs.output(block, index, batch))
+        with originals.computing(), routing.given_back():
+            before = _read(block, names, lambda batch=batch: original.output(block, index, batch))
+        for i, (x, old) in enumerate(zip(present, before, strict=True)):
+            if x is None or old is None or len(x) != len(old):
+                continue
+            weighted, weight = weigh(x, inputs.token_weights())
+            total = totals[i]
+            totals[i] = weighted.T @ old if total is None else total.addmm_(weighted.T, old)
+            weights[i] += weight
+    known = [name not in routing.unknown for name in names]
+    return [
+        total.div_(weight or 1.0) if told and total is not None else None
+        for total, weight, told in zip(totals, weights, known, strict=True)
+    ]
+
+
+def _read(block: nn.Module, names: Sequence[str], run: Callable[[], object]) -> list[torch.Tensor | None]:
+    """What each linear reads while `run` runs, float32 [tokens, in]; None where it is not called."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def catch(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            caught[name] = args[0].reshape(-1, args[0].shape[-1]).float()
+
+        return catch
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [caught.get(name) for name in names]
+
+
+class _Routing:
+    """Which tokens went to which experts of a block in one pass."""
+
+    def __init__(self, block: nn.Module, names: Sequence[str]) -> None:
+        experts = expert_linears(block)
+        self._names = {name: experts[name].owner for name in names if name in experts}
+        self._owners = {owner: block.get_submodule(owner) for owner in dict.fromkeys(self._names.values())}
+        self._seen: dict[str, list[torch.Tensor]] = {}
+        self._sorted: set[str] = set()
+
+    @property
+    def unknown(self) -> set[str]:
+        """Linears whose experts got their tokens sorted, with a list of how many go to each."""
+        return {name for name, owner in self._names.items() if owner in self._sorted}
+
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the routing is remembered."""
+
+        def note(owner: str) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                self._seen[owner] = [arg for arg in args if _is_index(arg)]
+                if any(isinstance(arg, list) for arg in args):
+                    self._sorted.add(owner)
+
+            return hook
+
+        return self._hooked(note)
+
+    def given_back(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, experts are called with the routing remembered."""
+
+        def give(owner: str) -> Callable[..., tuple[Any, ...]]:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                seen = iter(self._seen[owner])
+                return tuple(next(seen) if _is_index(arg) else arg for arg in args)
+
+            return hook
+
+        return self._hooked(give)
+
+    @contextlib.contextmanager
+    def _hooked(self, hook: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+        handles = [module.register_forward_pre_hook(hook(owner)) for owner, module in self._owners.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
