@@ -30,7 +30,7 @@ DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 MEASURABLE_WORK = 1e10
 """Float operations; the time of smaller runs is mostly fixed costs and tells nothing about larger ones."""
-GRID_PASSES = {"scales": 40, "clips": 20, "feedback": 4, "drift": 4, "sensitivity": 8}
+GRID_PASSES = {"scales": 40, "clips": 70, "feedback": 4, "drift": 4, "sensitivity": 8}
 """Products of a weight with a Gram matrix per linear, by step of the recipe."""
 FORWARD_PASSES = {"sequential": 5, "drift": 9, "sensitivity": 7}
 """Times a block runs on all calibration tokens for a step of the recipe: before each of about four groups, and for the

@@ -20,7 +20,7 @@ from awq_engine.text_sources import load_documents
 
 CHARS_PER_TOKEN = 8
 """Characters read per token needed; text in any language has fewer characters in a token, so one pass is enough."""
-EXCERPT = 1 << 14
+EXCERPT = 1 << 12
 """Characters taken from one place of a text that is too long to be tokenized whole."""
 SHORTEST = 16
 """Tokens; a shorter sequence is never suggested."""

@@ -11,7 +11,7 @@ from awq_engine.error_feedback import round_with_feedback
 from awq_engine.errors import BadInputError
 from awq_engine.folds import Fold, FoldKind
 from awq_engine.histogram import N_BINS, histogram, scale_statistics
-from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, round_to_nearest
+from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_grid, round_to_nearest
 from awq_engine.scale_search import choose_scale
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, collect_statistics
@@ -134,6 +134,26 @@ def test_clip_never_loses(inputs: torch.Tensor, weight: torch.Tensor):
 
     assert after < before
     assert clipped > 0
+
+
+def test_ends_of_a_range_are_clipped_apart(inputs: torch.Tensor, weight: torch.Tensor):
+    """An outlier at one end costs the other end nothing: no shared bound does as well."""
+    weight[:, 7] = 0.7
+    gram = torch.eye(IN)
+    gram[7, 7] = 1e-3
+    stats, spec = InputStatistics(gram, inputs.abs().mean(0), 1), QuantSpec(2, 32, False)
+
+    def loss(qparams: QParams) -> float:
+        return stats.output_mse(round_to_grid(weight, qparams, spec) - weight)
+
+    low, high = group_ranges(weight, spec)
+    bound = torch.maximum(high, -low)
+    shares = [1 - 0.01 * step for step in range(90)]
+    shared = [choose_qparams(torch.maximum(low, -s * bound), torch.minimum(high, s * bound), spec) for s in shares]
+    qparams, clipped = choose_clip(weight, stats, spec)
+
+    assert loss(qparams) < min(map(loss, shared))
+    assert clipped > 0.5
 
 
 def test_feedback_beats_plain_rounding_on_the_same_grid(inputs: torch.Tensor, weight: torch.Tensor):
