@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import ResourceError, UsageError
 from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
 from awq_engine.format import size
@@ -28,6 +28,8 @@ OPTION_WORDS = {
     "choose another with -o, or replace it with --overwrite": "choose another, or switch on overwrite",
     "so --overwrite does not touch it": "so it is never overwritten",
     "choose another with -o": "choose another",
+    "use --bits ": "choose ",
+    "or --format ": "or the format ",
     "use --seq-len ": "lower tokens each to ",
     "every layer: -1.": "every layer: row (-1).",
     ", -1.": ", row (-1).",
@@ -40,6 +42,7 @@ FIELD_WORDS = {
     "samples": "samples",
     "sequence length": "seq-len",
     "Sequences of": "seq-len",
+    "holds only a bit width": "format",
     "bit width": "bits",
 }
 
@@ -63,6 +66,7 @@ class Draft:
     symmetric: bool = False
     preset: Preset = RunConfig.preset
     method: Method = RunConfig.method
+    layout: Format = RunConfig.format
     text_source: TextSource = TextSource.BUILTIN
     text: str = ""
     """A path or a data set's name, by `text_source`."""
@@ -86,6 +90,7 @@ class Draft:
         """The request; `UsageError` for a value that can never work."""
         return RunConfig(
             self.model, str(self.output_path), self.bits, self.group_size, self.symmetric, self.preset, self.method,
+            self.layout,
             calibration=self.calibration, samples=_whole("number of samples", self.samples),
             seq_len=_whole("sequence length", self.seq_len), device=self.device, overwrite=self.overwrite,
         )  # fmt: skip
@@ -117,7 +122,7 @@ def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, fre
     try:
         config = draft.config()
     except UsageError as error:
-        problems[_field_of(str(error))] = str(error)
+        problems[_field_of(str(error))] = in_form_words(str(error))
     if config and checkpoint:
         forecast = estimate(checkpoint, config, speed)
         problems |= {_field_of(problem): in_form_words(problem) for problem in forecast.problems}
@@ -133,7 +138,12 @@ def command(config: RunConfig) -> str:
     words += ["--bits", str(config.bits), "--group-size", str(config.group_size), "--preset", config.preset]
     words += ["--samples", str(config.samples), "--seq-len", str(config.seq_len)]
     defaults = RunConfig(config.model, config.output)
-    for flag, field in (("--method", "method"), ("--calibration", "calibration"), ("--device", "device")):
+    for flag, field in (
+        ("--method", "method"),
+        ("--format", "format"),
+        ("--calibration", "calibration"),
+        ("--device", "device"),
+    ):
         if getattr(config, field) != getattr(defaults, field):
             words += [flag, str(getattr(config, field))]
     words += [word for override in config.overrides for word in ("--override", override)]

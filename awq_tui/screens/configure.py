@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Method, Preset, RunConfig
+from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.estimate import Speed, block_linears, fitting_group_sizes, measured_speed
 from awq_engine.models import describe_model
@@ -91,6 +91,7 @@ what each output means to the prediction."""
     def _fields(self) -> ComposeResult:
         groups = [("row (-1)" if size == -1 else str(size), size) for size in GROUP_SIZES]
         yield _row("Bits", Choice([(str(bits), bits) for bits in SUPPORTED_BITS], RunConfig.bits, id="bits"))
+        yield _row("Format", Choice([(str(layout), layout) for layout in Format], RunConfig.format, id="format"))
         yield _row("Group size", Choice(groups, RunConfig.group_size, id="group-size"))
         yield _row("Zero points", Choice([("asymmetric", False), ("symmetric", True)], False, id="symmetric"))
         yield _row("Preset", Choice([(str(preset), preset) for preset in Preset], RunConfig.preset, id="preset"))
@@ -142,6 +143,7 @@ what each output means to the prediction."""
             symmetric=self._chosen("symmetric", bool),
             preset=self._chosen("preset", Preset),
             method=self._chosen("method", Method),
+            layout=self._chosen("format", Format),
             text_source=self._chosen("text-source", TextSource),
             text=self.query_one("#text", Input).value,
             samples=self.query_one("#samples", Input).value,
@@ -175,6 +177,7 @@ what each output means to the prediction."""
             group_size=self._chosen("group-size", int),
             symmetric=self._chosen("symmetric", bool),
             method=self._chosen("method", Method),
+            layout=self._chosen("format", Format),
         )
         output.value = f"./{folder.name}"
         self._suggested_output = output.value

@@ -6,13 +6,14 @@ import json
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import Method, RunConfig
+from awq_engine.formats.limits import LIMITS, Format
 from awq_engine.plan import Plan
 from awq_engine.sanitize import one_line
 
 _CARD = """---
 base_model: {quoted_base}
 library_name: transformers
-tags: [awq, int4, awq-tui]
+tags: [{method_tag}, int{bits}, awq-tui]
 ---
 
 # {title}
@@ -21,14 +22,14 @@ tags: [awq, int4, awq-tui]
 
 | | |
 |---|---|
-| format | AutoAWQ GEMM, {symmetry}, group size {group_size}{overrides} |
+| format | {layout}, {symmetry}, group size {group_size}{overrides} |
 | quantized | {quantized} linears in {blocks} decoder blocks, {bits_per_weight:.2f} bits per weight |
 | not quantized | {rest}{skipped} |
 | size | {before:.1f} MB to {after:.1f} MB |
 | method | {method} |
 | calibration | {calibration}, {samples} sequences of {seq_len} tokens |
 
-The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint does, and in `awq-tui chat`.
+{readers}
 `quantization_report.json` holds the statistics of every layer.
 """
 
@@ -36,10 +37,19 @@ The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint doe
 _REST = "embeddings, head and whatever else is not a linear layer"
 _WORDS = {
     Method.AWQ: ("AWQ (activation-aware weight quantization)", f"{_REST}; norms carry the folded scales"),
-    Method.GPTQ: ("GPTQ (rounding with error feedback), stored in the AWQ format", f"{_REST}, all as it was"),
-    Method.RTN: ("each weight rounded to nearest, stored in the AWQ format", f"{_REST}, all as it was"),
+    Method.GPTQ: ("GPTQ (rounding with error feedback)", f"{_REST}, all as it was"),
+    Method.RTN: ("each weight rounded to nearest", f"{_REST}, all as it was"),
 }
 """How the integers were chosen, and what became of everything else."""
+_READERS = {
+    Format.AWQ: "The weights load in vLLM, SGLang, TGI and transformers as any AWQ checkpoint does, and in "
+    "`awq-tui chat`.",
+    Format.COMPRESSED_TENSORS: "The weights load in vLLM, in transformers with the package compressed-tensors, and in "
+    "`awq-tui chat`.",
+    Format.GPTQ: "The weights load in vLLM, in transformers with the packages gptqmodel and optimum, and in "
+    "`awq-tui chat`.",
+    Format.GPTQ_V2: "The weights load in vLLM since October 2025, in GPTQModel, and in `awq-tui chat`.",
+}
 
 
 def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
@@ -53,6 +63,7 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
         bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
         overrides="".join(f"; {one_line(override)}" for override in config.overrides),
         quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
+        layout=LIMITS[config.format].title, readers=_READERS[config.format], method_tag=config.format.value,
         rest=rest, skipped=skipped, before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
         method=_method(config),
         calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,

@@ -98,7 +98,7 @@ def _add_quantize(commands: Commands) -> None:
     parser.add_argument("--bits", type=int, default=4, metavar="N", help=f"bits per weight: {_listed(SUPPORTED_BITS)}")
     parser.add_argument(
         "--group-size", type=int, default=128, metavar="N",
-        help=f"inputs that share a scale: {_listed(GROUP_SIZES)} (-1: the whole row; default 128)",
+        help=f"inputs that share a scale: {_listed(GROUP_SIZES)} (-1: the whole row; default 128) or any divisor",
     )  # fmt: skip
     parser.add_argument(
         "--override", action="append", default=[], metavar="PATTERN=WHAT",
@@ -119,7 +119,12 @@ def _add_quantize(commands: Commands) -> None:
     parser.add_argument("--answer-only", action="store_true", help="of conversations, count the answers only")
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
     parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence (default 512)")
-    parser.add_argument("--format", choices=_values(Format), default=Format.AWQ.value, help="layout on disk")
+    parser.add_argument(
+        "--format",
+        choices=_values(Format),
+        default=Format.AWQ.value,
+        help="layout on disk; awq holds 4 bits only, the others 2, 3, 4 and 8",
+    )
     _add_device(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -12,10 +12,12 @@ from enum import StrEnum
 from typing import Any
 
 from awq_engine.errors import BadInputError, UsageError
+from awq_engine.formats.limits import Format, bits_problem
 from awq_engine.overrides import Override, parse_override
 
-SUPPORTED_BITS = (4,)
+SUPPORTED_BITS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, -1)
+"""The usual ones; any other divisor of a layer's inputs works too."""
 SCHEMA_VERSION = 1
 
 
@@ -39,18 +41,6 @@ class Method(StrEnum):
     """Error feedback alone: no channel scales, nothing folded, no clips."""
     RTN = "rtn"
     """Round to nearest: no calibration influence on the weights; the baseline."""
-
-
-class Format(StrEnum):
-    """The layout on disk."""
-
-    AWQ = "awq"
-    """AutoAWQ GEMM, version "gemm"."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether its linears may differ in bits and group size."""
-        return self is not Format.AWQ
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
         _check_choice("bit width", self.bits, SUPPORTED_BITS)
-        _check_choice("group size", self.group_size, GROUP_SIZES)
+        if self.group_size < 1 and self.group_size != -1:
+            raise UsageError(f"A group size of {self.group_size} is not possible; choose 1 or more, or -1 for the row.")
+        if problem := bits_problem(self.format, self.bits):
+            raise UsageError(problem)
         for name, value in (("samples", self.samples), ("sequence length", self.seq_len)):
             if value < 1:
                 raise UsageError(f"The {name} must be at least 1, not {value}.")

@@ -3,7 +3,7 @@
 Cheap enough for every keystroke of the configure screen: no weight is read, nothing is imported beyond the
 standard library. The engine's own plan, made from the real modules, is exact; this is its forecast:
 
-    size    packed integers, one float16 scale and one packed zero point per group; every other tensor as it is
+    size    packed integers, scales and zero points as the format stores them; every other tensor as it is
     memory  Python with torch, one block in float32 three times, the calibration activations, two Gram matrices
     time    float operations of the search divided by a rate, measured in the newest finished run or else guessed
 """
@@ -19,6 +19,7 @@ from typing import Any
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
+from awq_engine.formats.limits import misfit, packed_bytes
 from awq_engine.recipe import recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.spec import QuantSpec, spec_of
@@ -41,8 +42,6 @@ TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
 """Their linears are stored [in_features, out_features]."""
 ROUTERS = frozenset({"gate", "router"})
 """Small matrices that pick experts; they stay in full precision."""
-PACKED_ALIGNMENT = 8
-"""Outputs that share one packed 32-bit word of the AutoAWQ layout."""
 
 SMALL_SHARE = 0.1
 """Of the weights: what may stay in floats because a group size that suits the rest does not divide it."""
@@ -69,11 +68,6 @@ class BlockLinear:
     def key(self) -> str:
         """Its name in the checkpoint, without `.weight`."""
         return self.tensor.name.removesuffix(".weight")
-
-    @property
-    def packs(self) -> bool:
-        """Whether its outputs fill whole words of the AutoAWQ layout; if not, it stays as it is."""
-        return self.out_features % PACKED_ALIGNMENT == 0
 
 
 @dataclass(frozen=True)
@@ -118,12 +112,14 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         speed: what `measured_speed` returned, kept by the caller; None takes the default rate of this machine.
     """
     found = block_linears(checkpoint)
-    specs = {linear.key: spec for linear in found if linear.packs and (spec := spec_of(config, linear.key))}
+    wanted = {linear.key: spec for linear in found if (spec := spec_of(config, linear.key))}
+    unheld = _unheld(found, wanted, config)
+    specs = {key: spec for key, spec in wanted.items() if key not in unheld}
     linears = [linear for linear in found if linear.key in specs]
     odd = misfits([(linear.key, linear.numel, linear.in_features, specs[linear.key]) for linear in linears])
     linears = [linear for linear in linears if linear.key not in odd]
     speed = speed or default_speed()
-    packed = sum(specs[linear.key].packed_bytes(linear.out_features, linear.in_features) for linear in linears)
+    packed = sum(packed_bytes(config.format, specs[x.key], x.out_features, x.in_features) for x in linears)
     weights = sum(linear.numel for linear in linears)
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
@@ -140,7 +136,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         seconds=work(shapes, config) / speed.flops,
         speed=speed,
         problems=tuple(find_problems(checkpoint, linears, specs, config)),
-        notes=_alignment_notes([linear for linear in found if not linear.packs]),
+        notes=_unheld_notes(unheld),
     )
 
 
@@ -213,15 +209,22 @@ def misfits(linears: list[tuple[str, int, int, QuantSpec]]) -> set[str]:
     return set(odd) if sum(odd.values()) <= SMALL_SHARE * total else set()
 
 
-def _alignment_notes(unpacked: list[BlockLinear]) -> tuple[str, ...]:
-    if not unpacked:
+def _unheld(linears: list[BlockLinear], specs: dict[str, QuantSpec], config: RunConfig) -> dict[str, str]:
+    """Why the format cannot hold a linear, as clauses by their names; these stay as they are."""
+    reasons = {
+        x.key: misfit(config.format, specs[x.key].bits, x.out_features, x.in_features)
+        for x in linears
+        if x.key in specs
+    }
+    return {key: reason for key, reason in reasons.items() if reason}
+
+
+def _unheld_notes(unheld: dict[str, str]) -> tuple[str, ...]:
+    if not unheld:
         return ()
-    first, others = unpacked[0], len(unpacked) - 1
+    (name, reason), others = next(iter(unheld.items())), len(unheld) - 1
     more = f" (and {others} more)" if others else ""
-    return (
-        f"{first.tensor.name}{more} stays as it is: its {first.out_features} outputs are not a multiple of "
-        f"{PACKED_ALIGNMENT}, as the AutoAWQ format needs.",
-    )
+    return (f"{name}.weight{more} stays as it is: {reason}.",)
 
 
 def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:

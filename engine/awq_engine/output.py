@@ -14,15 +14,22 @@ from awq_engine.config import Method, RunConfig
 from awq_engine.disk import check_disk, existing_parent
 from awq_engine.errors import UsageError
 from awq_engine.estimate import Estimate
+from awq_engine.formats.limits import Format
 from awq_engine.runs import runs_dir
 
 
 def default_output(
-    name: str, *, bits: int = 4, group_size: int = 128, symmetric: bool = False, method: Method = Method.AWQ
+    name: str,
+    *,
+    bits: int = 4,
+    group_size: int = 128,
+    symmetric: bool = False,
+    method: Method = Method.AWQ,
+    layout: Format = Format.AWQ,
 ) -> Path:
-    """`./NAME-AWQ-W4-G128` for a model called `name`, absolute."""
+    """`./NAME-AWQ-W4-G128` for a model called `name`, absolute; formats other than `awq` are named too."""
     shape = folder_name(f"{name}-{method.upper()}", bits=bits, group_size=group_size, symmetric=symmetric)
-    return Path.cwd() / shape
+    return Path.cwd() / (shape if layout is Format.AWQ else f"{shape}-{layout}")
 
 
 def folder_name(name: str, *, bits: int, group_size: int, symmetric: bool) -> str:

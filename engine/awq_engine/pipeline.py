@@ -204,16 +204,17 @@ def _block_job(
 
 def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: int) -> dict[str, torch.Tensor]:
     """A block's new tensors under their names in the checkpoint."""
-    keys = {linear.name: linear.key for linear in plan.block_linears(index)}
+    linears = {linear.name: linear for linear in plan.block_linears(index)}
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in result.weights.items():
-        parts = CODECS[plan.config.format].pack(weight.to("cpu"), keys[name])
-        tensors |= {f"{keys[name]}.{part}": tensor for part, tensor in parts.items()}
+        linear = linears[name]
+        parts = CODECS[plan.config.format].pack(weight.to("cpu"), linear.spec, linear.key)
+        tensors |= {f"{linear.key}.{part}": tensor for part, tensor in parts.items()}
     for name, tensor in result.changed.items():
         source = skeleton.sources[f"{skeleton.block_name(index)}.{name}"]
         tensors[source.name] = source.restore(tensor)
     paths = [f"{skeleton.block_name(index)}.{name}" for name in result.weights]
-    done = tensors.keys() | {f"{keys[name]}.weight" for name in result.weights}
+    done = tensors.keys() | {f"{linears[name].key}.weight" for name in result.weights}
     return tensors | skeleton.read_neighbours(paths, done)
 
 

@@ -16,8 +16,9 @@ from awq_engine.architecture import outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import PACKED_ALIGNMENT, estimate, group_problem, misfits
+from awq_engine.estimate import estimate, group_problem, misfits
 from awq_engine.events import PlanReady
+from awq_engine.formats.limits import Format, misfit, packed_bytes
 from awq_engine.fused import disagreement
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
@@ -45,11 +46,6 @@ class LinearPlan:
     spec: QuantSpec
     stored_bytes: int
     """Of its weight, as it is in the source."""
-
-    @property
-    def packed_bytes(self) -> int:
-        """Of the integers, steps and zero points."""
-        return self.spec.packed_bytes(self.out_features, self.in_features)
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         )
     forecast = estimate(checkpoint, config)
     replaced = sum(x.stored_bytes for x in linears)
-    packed = sum(x.packed_bytes for x in linears)
+    packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in linears)
     event = PlanReady(
         model=config.model,
         model_type=checkpoint.model_type,
@@ -159,8 +155,8 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             path = f"{skeleton.block_name(index)}.{name}"
             source = skeleton.sources.get(f"{path}.weight")
             linear = source.name.removesuffix(".weight") if source else path
-            spec = spec_of(config, linear)
-            if reason := _skip_reason(module, source, skeleton.checkpoint):
+            spec = spec_of(config, linear, skeleton.checkpoint.tensors[source.key].dtype if source else "")
+            if reason := _skip_reason(module, source, skeleton.checkpoint, config.format, spec):
                 skipped.append((linear, reason))
             elif spec is None:
                 skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
@@ -201,11 +197,11 @@ def _warnings(linears: list[LinearPlan], skipped: list[tuple[str, str]]) -> list
     return [sentence] if sentence else []
 
 
-def _skip_reason(module: nn.Linear, source: Source | None, checkpoint: Checkpoint) -> str | None:
+def _skip_reason(
+    module: nn.Linear, source: Source | None, checkpoint: Checkpoint, layout: Format, spec: QuantSpec | None
+) -> str | None:
     if source is None or not source.name.endswith(".weight"):
         return "stored fused with other weights in the checkpoint"
     if (dtype := checkpoint.tensors[source.key].dtype) not in FLOAT_DTYPES:
         return f"stored as {dtype}"
-    if module.out_features % PACKED_ALIGNMENT:
-        return f"{module.out_features} outputs do not fill whole 32-bit words of {PACKED_ALIGNMENT}"
-    return None
+    return misfit(layout, spec.bits, module.out_features, module.in_features) if spec else None

@@ -5,7 +5,7 @@
     q = clamp(round(w / scale) + zero_point, 0, 2**bits - 1),  w_hat = (q - zero_point) * scale
 
 Zero always lies in the range (AutoAWQ leaves it out, and a group of one sign collapses to a single value). Steps are
-rounded to float16, the dtype they are stored in, before anything is rounded to them.
+rounded to the dtype they are stored in before anything is rounded to them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 
 SMALLEST_SCALE = 2.0**-24
-"""The smallest positive float16: a group of zeros gets it."""
+"""The smallest positive float16, and a bfloat16 too: a group of zeros gets it."""
+LARGEST_SCALE = 65280.0
+"""The largest number that is both a float16 and a bfloat16."""
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class QParams:
     """The grid of every group."""
 
     scale: torch.Tensor
-    """float32 [out, n_groups], each value exactly a float16."""
+    """float32 [out, n_groups], each value exactly one of the dtype it is stored in."""
     zero_point: torch.Tensor
-    """float32 [out, n_groups], whole numbers 0..levels."""
+    """float32 [out, n_groups], whole numbers lowest_zero..levels."""
 
 
 def group_ranges(weight: torch.Tensor, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,13 +42,18 @@ def group_ranges(weight: torch.Tensor, spec: QuantSpec) -> tuple[torch.Tensor, t
 
 
 def choose_qparams(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> QParams:
-    """The grid that just covers `low` <= 0 <= `high` (float32 [out, n_groups] each)."""
+    """The grid that just covers `low` <= 0 <= `high` (float32 [out, n_groups] each).
+
+    Where zero points start at 1 (GPTQ's first version), a range without negative values is widened by the level
+    below zero, so that its highest value stays on the grid.
+    """
     if spec.symmetric:
         middle = 2 ** (spec.bits - 1)
-        scale = _storable(torch.maximum(high / (middle - 1), -low / middle))
+        scale = _storable(torch.maximum(high / (middle - 1), -low / middle), spec)
         return QParams(scale, torch.full_like(scale, middle))
-    scale = _storable((high - low) / spec.levels)
-    return QParams(scale, (-low / scale).round_().clamp_(0, spec.levels))
+    low = torch.minimum(low, high * (-spec.lowest_zero / (spec.levels - spec.lowest_zero)))
+    scale = _storable((high - low) / spec.levels, spec)
+    return QParams(scale, (-low / scale).round_().clamp_(spec.lowest_zero, spec.levels))
 
 
 def round_to_grid(weight: torch.Tensor, qparams: QParams, spec: QuantSpec) -> torch.Tensor:
@@ -68,14 +77,14 @@ def to_int_weight(rounded: torch.Tensor, qparams: QParams, spec: QuantSpec) -> I
     q = (spec.grouped(rounded) / qparams.scale[..., None]).round_() + qparams.zero_point[..., None]
     return IntWeight(
         q=q.clamp_(0, spec.levels).to(torch.uint8).view(rounded.shape).contiguous(),
-        scale=qparams.scale.to(torch.float16).contiguous(),
+        scale=qparams.scale.to(DTYPES[spec.step_dtype]).contiguous(),
         zero_point=qparams.zero_point.to(torch.uint8).contiguous(),
         group_size=spec.group_of(rounded.shape[1]),
         bits=spec.bits,
     )
 
 
-def _storable(scale: torch.Tensor) -> torch.Tensor:
-    """Round steps to float16, neither zero nor infinite."""
-    finite = scale.clamp(SMALLEST_SCALE, torch.finfo(torch.float16).max)
-    return finite.to(torch.float16).float()
+def _storable(scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Round steps to the dtype they are stored in, neither zero nor infinite in float16 (readers convert)."""
+    finite = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    return finite.to(DTYPES[spec.step_dtype]).float()

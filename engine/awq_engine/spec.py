@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from awq_engine.config import RunConfig
+from awq_engine.formats.limits import LIMITS, step_dtype
 from awq_engine.overrides import deciding_override
 
 if TYPE_CHECKING:
     import torch
-
-SCALE_BITS = 16
-"""Bits of one stored step."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,10 @@ class QuantSpec:
     group_size: int
     """Inputs per group; -1 for the whole row."""
     symmetric: bool
+    step_dtype: str = "float16"
+    """The dtype steps are stored in: float16 or bfloat16."""
+    lowest_zero: int = 0
+    """The smallest zero point that the format on disk can hold."""
 
     @property
     def levels(self) -> int:
@@ -41,17 +43,18 @@ class QuantSpec:
         out_features, in_features = weight.shape
         return weight.reshape(out_features, -1, self.group_of(in_features))
 
-    def packed_bytes(self, out_features: int, in_features: int) -> int:
-        """Bytes of the integers, zero points and float16 steps of one linear."""
-        groups = -(-in_features // self.group_of(in_features))
-        return out_features * (in_features * self.bits + groups * (self.bits + SCALE_BITS)) // 8
 
+def spec_of(config: RunConfig, key: str, stored: str = "") -> QuantSpec | None:
+    """What `config` asks for on the linear that the checkpoint calls `key`; None when it is to stay as it is.
 
-def spec_of(config: RunConfig, key: str) -> QuantSpec | None:
-    """What `config` asks for on the linear that the checkpoint calls `key`; None when it is to stay as it is."""
+    Args:
+        stored: the dtype of its weight in the original, as safetensors spells it.
+    """
     override = deciding_override(config.overrides, key)
-    if override is None:
-        return QuantSpec(config.bits, config.group_size, config.symmetric)
-    if override.skip:
+    if override is not None and override.skip:
         return None
-    return QuantSpec(override.bits or config.bits, override.group_size or config.group_size, config.symmetric)
+    bits, group_size = (override.bits, override.group_size) if override else (None, None)
+    return QuantSpec(
+        bits or config.bits, group_size or config.group_size, config.symmetric,
+        step_dtype(config.format, stored), LIMITS[config.format].lowest_zero,
+    )  # fmt: skip

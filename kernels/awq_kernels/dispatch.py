@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,7 +82,11 @@ def choose(requested: str, device: torch.device | str) -> BackendStatus:
 def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> PreparedLinear:
     """Put `weight` on `device` in the layout of `backend` (one of `NAMES`; see `choose`)."""
     makers = {"triton": _prepare_triton, "cpu": _prepare_cpu, "reference": _prepare_reference}
-    return makers[backend](weight.to(device))
+    weight = weight.to(device)
+    prepared = makers[backend](replace(weight, order=None))
+    if (order := weight.order) is None:
+        return prepared
+    return replace(prepared, compute=lambda x, bias: prepared.compute(x[..., order], bias))
 
 
 def _prepare_triton(weight: IntWeight) -> PreparedLinear:

@@ -6,7 +6,7 @@ kernels prepare their own layout from one. It is never rounded or repacked on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,9 @@ class IntWeight:
     """Inputs per group; in_features when there is one scale per output (never -1)."""
     bits: int = 4
     """Bits per integer, 1..8."""
+    order: torch.Tensor | None = None
+    """int64 [in_features]: the input that each column of `q` multiplies, where other tools put inputs into groups in
+    another order than they stand in (act-order); None when the groups are consecutive inputs."""
 
     def __post_init__(self) -> None:
         """Raises ValueError when shapes or dtypes do not belong together (a caller's bug: codecs check files first)."""
@@ -38,6 +41,8 @@ class IntWeight:
         for field, tensor in (("scale", self.scale), ("zero_point", self.zero_point)):
             if tuple(tensor.shape) != expected:
                 raise ValueError(f"{field} has shape {list(tensor.shape)}, expected {list(expected)}")
+        if self.order is not None and tuple(self.order.shape) != (self.in_features,):
+            raise ValueError(f"order has shape {list(self.order.shape)}, expected [{self.in_features}]")
         if self.q.dtype != torch.uint8 or self.zero_point.dtype != torch.uint8 or self.scale.dtype not in SCALE_DTYPES:
             raise ValueError(
                 f"q, zero_point, scale are {self.q.dtype}, {self.zero_point.dtype}, {self.scale.dtype}; "
@@ -63,6 +68,10 @@ class IntWeight:
 
     def to(self, device: torch.device | str) -> IntWeight:
         """The same weight with its tensors on `device`."""
-        return IntWeight(
-            self.q.to(device), self.scale.to(device), self.zero_point.to(device), self.group_size, self.bits
+        return replace(
+            self,
+            q=self.q.to(device),
+            scale=self.scale.to(device),
+            zero_point=self.zero_point.to(device),
+            order=None if self.order is None else self.order.to(device),
         )

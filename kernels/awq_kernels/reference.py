@@ -17,7 +17,8 @@ def dequantize(weight: IntWeight, dtype: torch.dtype = torch.float32) -> torch.T
     groups = weight.q.view(weight.out_features, weight.n_groups, weight.group_size)
     levels = groups.float() - weight.zero_point.float()[:, :, None]  # [out, n_groups, group_size]
     levels *= weight.scale.float()[:, :, None]
-    return levels.view(weight.out_features, weight.in_features).to(dtype)
+    columns = levels.view(weight.out_features, weight.in_features)
+    return (columns if weight.order is None else columns[:, weight.order.argsort()]).to(dtype)
 
 
 def matmul(x: torch.Tensor, weight: IntWeight, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from awq_engine.formats.awq import pack as pack_awq
+from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 
 
@@ -51,7 +52,7 @@ def write_awq_folder(
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         if name.endswith("_proj.weight"):
-            packed = pack_awq(round_plainly(tensor, group_size, symmetric), name)
+            packed = pack_awq(round_plainly(tensor, group_size, symmetric), QuantSpec(4, group_size, symmetric), name)
             tensors |= {f"{name.removesuffix('.weight')}.{key}": value for key, value in packed.items()}
         else:
             tensors[name] = tensor

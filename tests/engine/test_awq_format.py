@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_engine.errors import BadInputError
-from awq_engine.formats.awq import pack as pack_awq
-from awq_engine.formats.awq import unpack
+from awq_engine.formats.awq import pack, unpack
 from awq_engine.formats.parts import Parts
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
+
+
+def pack_awq(weight: IntWeight, name: str = "weight") -> dict[str, torch.Tensor]:
+    return pack(weight, QuantSpec(4, weight.group_size, symmetric=False), name)
 
 
 def unpack_awq(parts: Parts, group_size: int, name: str = "weight") -> IntWeight:

@@ -104,8 +104,9 @@ def test_starting_does_not_import_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--bits", "5"], "A bit width of 5 is not supported; choose one of 4"),
-        (["--group-size", "100"], "choose one of 32, 64, 128, -1"),
+        (["--bits", "5"], "A bit width of 5 is not supported; choose one of 2, 3, 4, 8"),
+        (["--group-size", "100"], "fits every layer: 32, 64, 128, -1"),
+        (["--bits", "3"], "use --bits 4, or --format compressed-tensors"),
         (["--samples", "0"], "samples must be at least 1"),
         (["--calibration", "absent.txt"], "There is no calibration text absent.txt"),
         (["-o", "tiny"], "would replace the model itself"),

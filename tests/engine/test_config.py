@@ -46,8 +46,9 @@ def test_run_file_survives_writing_and_reading(config: RunConfig, run_id: str, c
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"bits": 5}, "choose one of 4"),
-        ({"group_size": 100}, "choose one of 32, 64, 128, -1"),
+        ({"bits": 5}, "choose one of 2, 3, 4, 8"),
+        ({"bits": 3}, "--format compressed-tensors, gptq or gptq_v2"),
+        ({"group_size": -2}, "choose 1 or more, or -1"),
         ({"group_size": 0}, "A group size of 0"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"seq_len": -1}, "sequence length must be at least 1"),

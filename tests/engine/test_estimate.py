@@ -84,7 +84,8 @@ def test_group_size_that_does_not_divide_names_layer_and_remedy(tmp_path: Path) 
 def test_outputs_that_do_not_pack_stay_as_they_are(tmp_path: Path) -> None:
     shapes = {"layers.0.fc.weight": (172, 128), "layers.0.proj.weight": (128, 256)}
     found = forecast(model_folder(tmp_path, shapes))
-    assert "layers.0.fc.weight stays as it is: its 172 outputs are not a multiple of 8" in found.notes[0]
+    words = "its 172 outputs of 4 bits do not fill whole 32-bit words, as the format awq needs"
+    assert f"layers.0.fc.weight stays as it is: {words}" in found.notes[0]
     assert (found.n_linears, found.problems) == (1, ())
     assert found.bytes_after == 2 * 172 * 128 + 128 * 256 * (4 + 20 / 128) / 8
 

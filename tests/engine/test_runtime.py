@@ -19,8 +19,10 @@ from rounded_checkpoint import (
 from transformers import AutoModelForCausalLM
 
 from awq_engine.errors import BadInputError, UsageError
+from awq_engine.formats.awq import pack as pack_awq
 from awq_engine.linear import QuantizedLinear
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model, pick_device
+from awq_engine.spec import QuantSpec
 from awq_kernels.reference import dequantize
 
 TOKENS = torch.tensor([[1, 5, 9, 33, 2, 64, 7, 80]])
@@ -127,9 +129,8 @@ def test_a_quantized_head_of_its_own(tmp_path: Path) -> None:
     folder = write_awq_folder(source, tmp_path / "awq")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     head = round_plainly(model.lm_head.weight.data, 32)
-    from awq_engine.formats.awq import pack as pack_awq
-
-    packed: dict[str, torch.Tensor | None] = {f"lm_head.{key}": value for key, value in pack_awq(head).items()}
+    parts = pack_awq(head, QuantSpec(4, 32, symmetric=False))
+    packed: dict[str, torch.Tensor | None] = {f"lm_head.{key}": value for key, value in parts.items()}
     edit_tensors(folder, packed | {"lm_head.weight": None})
     edit_config(folder, tie_word_embeddings=True)
     for loaded in (load_model(folder, backend="reference"), load_dequantized(folder)):
@@ -187,7 +188,7 @@ def test_a_folder_with_another_width_than_its_config(awq_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"quant_method": "gptq"}, "quantized with gptq"),
+        ({"quant_method": "bitsandbytes"}, "quantized with bitsandbytes"),
         ({"version": "gemv"}, "version gemv"),
         ({"bits": 8}, "with 8 bits"),
         ({"group_size": 128}, "groups of 128"),

@@ -118,11 +118,11 @@ async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None
         focus(pilot, "#bits")
         await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "bits")
         visited = []
-        for _ in range(10):
+        for _ in range(11):
             assert pilot.app.focused is not None
             visited.append(pilot.app.focused.id)
             await pilot.press("down")
-        choices = ["bits", "group-size", "symmetric", "preset", "method", "text-source"]
+        choices = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
         assert visited == [*choices, "samples", "seq-len", "device", "output"]
         await pilot.press("up", "up")
         assert pilot.app.focused is not None
@@ -187,6 +187,7 @@ def draft(**changes: object) -> Draft:
         ({"samples": "0"}, "samples", "at least 1"),
         ({"seq_len": ""}, "seq-len", "whole number"),
         ({"bits": 5}, "bits", "choose one of"),
+        ({"bits": 3}, "format", "choose 4, or the format compressed-tensors"),
         ({"text_source": TextSource.FILE}, "text", "Name a calibration file"),
         ({"text_source": TextSource.FILE, "text": "absent.txt"}, "text", "There is no file"),
         ({"text_source": TextSource.FILE, "text": "image.png"}, "text", "is none of"),

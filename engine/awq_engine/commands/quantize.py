@@ -56,10 +56,12 @@ def config_of(args: argparse.Namespace) -> RunConfig:
     target = parse_model(args.model)
     method = Method(args.method)
     shape = {"bits": args.bits, "group_size": args.group_size, "symmetric": args.symmetric}
-    output = Path(args.output).expanduser() if args.output else default_output(target.name, method=method, **shape)
+    layout = Format(args.format)
+    default = default_output(target.name, method=method, layout=layout, **shape)
+    output = Path(args.output).expanduser() if args.output else default
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
-        preset=Preset(args.preset), method=method, format=Format(args.format), samples=args.samples,
+        preset=Preset(args.preset), method=method, format=layout, samples=args.samples,
         calibration=absolute_mix(args.calibration), answer_only=args.answer_only, seq_len=args.seq_len,
         device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override), **shape,
     )  # fmt: skip

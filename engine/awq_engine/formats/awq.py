@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from awq_engine.errors import BadInputError
+from awq_engine.formats.act_order import refuse_order
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, stored_scale, take
 from awq_engine.formats.words import pack_words, unpack_words
 from awq_engine.spec import QuantSpec
@@ -34,17 +35,19 @@ PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 PARTS = ("qweight", "qzeros", "scales")
 
 
-def pack(weight: IntWeight, name: str = "weight") -> dict[str, torch.Tensor]:
+def pack(weight: IntWeight, spec: QuantSpec, name: str = "weight") -> dict[str, torch.Tensor]:
     """The three tensors of an AutoAWQ GEMM checkpoint; `unpack` gives back exactly the same integers and scales.
 
     Args:
         weight: 4 bits, out_features a multiple of 8, scales that float16 holds exactly.
+        spec: not needed here; symmetric weights have their zero points too.
         name: what to call the linear in an error.
     Returns:
         qweight int32 [in, out // 8], qzeros int32 [n_groups, out // 8], scales float16 [n_groups, out], contiguous.
     Raises:
         BadInputError: the format cannot hold this weight; the message says why.
     """
+    refuse_order(weight, name)
     if weight.bits != BITS:
         raise BadInputError(f"{name} has {weight.bits} bits, but the awq format holds only {BITS}; use another format.")
     if weight.out_features % WORD:

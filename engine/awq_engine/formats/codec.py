@@ -38,8 +38,9 @@ class Reader:
 class Codec(Reader):
     """A format that can be written too."""
 
-    pack: Callable[[IntWeight, str], dict[str, torch.Tensor]]
-    """From a weight and its name for errors; `unpack` gives back exactly the same integers and steps."""
+    pack: Callable[[IntWeight, QuantSpec, str], dict[str, torch.Tensor]]
+    """From a weight, what config.json will say about it, and its name for errors; `unpack` gives back exactly the same
+    integers and steps."""
     settings: Callable[[Mapping[str, QuantSpec], list[str]], dict[str, Any]]
     """From every quantized linear's spec by its name in the checkpoint, and the linears that stay as they are, to the
     `quantization_config` that readers of this format expect."""
