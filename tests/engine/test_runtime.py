@@ -189,7 +189,7 @@ def test_a_folder_with_another_width_than_its_config(awq_folder: Path) -> None:
     ("settings", "words"),
     [
         ({"quant_method": "bitsandbytes"}, "quantized with bitsandbytes"),
-        ({"version": "gemv"}, "version gemv"),
+        ({"version": "bitblas"}, "version bitblas"),
         ({"bits": 8}, "with 8 bits"),
         ({"group_size": 128}, "groups of 128"),
     ],

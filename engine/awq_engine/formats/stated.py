@@ -15,6 +15,7 @@ from typing import Any
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError
+from awq_engine.formats import awq_variants as variants
 from awq_engine.formats import compressed_tensors as ct
 from awq_engine.formats.codec import Reader
 from awq_engine.formats.limits import Format
@@ -24,7 +25,11 @@ from awq_engine.spec import QuantSpec
 Stated = dict[str, Any]
 OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files of older tools, and the method when they do not name it."""
-AWQ_READERS: dict[str, Reader] = {"gemm": CODECS[Format.AWQ]}
+GEMV_FAST = Reader(variants.PARTS, variants.unpack_gemv_fast)
+AWQ_READERS: dict[str, Reader] = {
+    "gemm": CODECS[Format.AWQ], "gemv": Reader(variants.PARTS, variants.unpack_gemv), "gemv_fast": GEMV_FAST,
+    "llm-awq": GEMV_FAST, "marlin": Reader(variants.MARLIN_PARTS, variants.unpack_marlin),
+}  # fmt: skip
 GPTQ_READERS: dict[str, Reader] = {"gptq": CODECS[Format.GPTQ], "gptq_v2": CODECS[Format.GPTQ_V2]}
 NAIVE = Reader(ct.NAIVE_PARTS, ct.unpack_naive)
 CT_READERS: dict[str, Reader] = {
