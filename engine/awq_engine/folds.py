@@ -22,6 +22,10 @@ from awq_engine.experts import ExpertLinear, expert_linears
 PROBE_TOLERANCE = 1e-3
 """Share of the consumers' disturbance that may be left: float32 noise gives 1e-6, a wrong producer about 1."""
 
+PROBE_OCTAVES = 5
+"""A probe's channel scale lies between 2**-5 and 2**5: wide enough to show a clamp or a soft cap on the way, which does
+next to nothing to small values."""
+
 
 class FoldKind(StrEnum):
     """How a producer is divided by the channel scale."""
@@ -161,11 +165,11 @@ def _probe(
     block: nn.Module, folds: list[Fold], forward: Callable[[], torch.Tensor], baseline: torch.Tensor, seed: int
 ) -> float:
     generator = torch.Generator().manual_seed(seed)
-    scales = [torch.rand(fold.width, generator=generator) * 2 - 1 for fold in folds]
+    scales = [PROBE_OCTAVES * (torch.rand(fold.width, generator=generator) * 2 - 1) for fold in folds]
     scales = [torch.exp2(s.round() if f.passive else s).to(baseline.device) for f, s in zip(folds, scales, strict=True)]
     saved = [item for fold in folds for item in save(block, fold)]
     try:
-        for fold, scale in zip(folds, scales, strict=True):  # from 0.5 to 2
+        for fold, scale in zip(folds, scales, strict=True):
             scale_consumers(block, fold, scale)
         disturbed = forward()
         for fold, scale in zip(folds, scales, strict=True):

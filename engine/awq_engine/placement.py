@@ -59,7 +59,12 @@ def place_quantized(
     skeleton = build_skeleton(as_floats(checkpoint, quantization), "cpu")
     model = skeleton.model
     placed = {source.key for source in skeleton.sources.values()}
-    notes = left_out(checkpoint, model, [t for key, t in skeleton.targets.items() if key not in placed])
+    others = {key: target for key, target in skeleton.targets.items() if key not in placed}
+    state = model.state_dict()
+    computed = [key for key, target in others.items() if target in state]
+    skeleton.dtype = dtype
+    skeleton.fill(computed)
+    notes = left_out(checkpoint, model, [target for target in others.values() if target not in state])
     stored = weights = 0
     with _reading(checkpoint) as read:
         homes: dict[str, str] = {}

@@ -96,6 +96,15 @@ class Skeleton:
         """Paths of the parts that text does not run through; they are never loaded."""
         return towers(self.model)
 
+    def _stand_in_for_towers(self) -> None:
+        """Give towers parameters on the device that hold nothing: a model says that it is where its first one is."""
+        for tower in self.towers:
+            for module in self.model.get_submodule(tower).modules():
+                for name, old in module._parameters.items():
+                    if old is not None and old.is_meta:
+                        nothing = torch.zeros((), dtype=self.dtype, device=self.device).expand(old.shape)
+                        module._parameters[name] = nn.Parameter(nothing, requires_grad=False)
+
     def read_neighbours(self, linears: Iterable[str], done: Collection[str]) -> dict[str, torch.Tensor]:
         """Written name -> value, as stored, of what shares a stored tensor with `linears` and is not in `done`."""
         names = [name for key in self.split_keys(linears) for name in self.rebuilt_by_key[key]]
@@ -112,7 +121,7 @@ class Skeleton:
         """One decoder block with its weights, emptied again at the end."""
         block = self.blocks[index]
         try:
-            self._fill(self.block_keys(index))
+            self.fill(self.block_keys(index))
             _refuse_missing(block, self.block_name(index), self.checkpoint)
             yield block
         finally:
@@ -133,13 +142,14 @@ class Skeleton:
             streamed |= self._stored_matrices([output])
         keys = {self.sources[name].key for name in streamed}
         try:
-            self._fill([key for key in self.outer_keys() if key not in keys])
+            self.fill([key for key in self.outer_keys() if key not in keys])
             with contextlib.ExitStack() as stack:
                 for module, info in streamed.values():
                     if isinstance(module, nn.Embedding):
                         stack.enter_context(rows_on_demand(module, info, self.device))
                 self.model.tie_weights()
                 self._refuse_missing_outer(set(outer) - set(streamed))
+                self._stand_in_for_towers()
                 weights = {id(module.weight): info for module, info in streamed.values()}
                 if isinstance(output, nn.Linear) and (info := weights.get(id(output.weight))):
                     stack.enter_context(streamed_head(output, info))
@@ -172,7 +182,7 @@ class Skeleton:
         if missing := sorted(name for name in names if name in parameters and parameters[name].is_meta):
             raise missing_tensor(self.checkpoint, missing[0])
 
-    def _fill(self, keys: Iterable[str]) -> None:
+    def fill(self, keys: Iterable[str]) -> None:
         """Read these checkpoint keys into their parameters, as `dtype` on `device`."""
         transforms = get_model_conversion_mapping(self.model)
         keys = list(keys)

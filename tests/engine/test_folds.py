@@ -161,3 +161,24 @@ def test_probing_leaves_no_trace(tmp_path: Path):
         find_fold(block, group, lambda: block(x), 1)
 
     assert all(torch.equal(p, saved[name]) for name, p in block.named_parameters())
+
+
+class _Clamped(nn.Module):
+    """A clamp between two linears that ordinary values hardly reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.o = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.o(self.v(x).clamp(-8, 8))
+
+
+def test_a_clamp_forbids_the_fold():
+    """Larger values than these would meet it."""
+    torch.manual_seed(0)
+    block, x = _Clamped().requires_grad_(False), torch.randn(2, 8, 32)
+    (group,) = input_groups(block, ["o"], lambda: block(x))
+
+    assert block.v(x).abs().max() < 4
+    assert find_fold(block, group, lambda: block(x), 1).fold is None
