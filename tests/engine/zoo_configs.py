@@ -122,6 +122,7 @@ UNHANDLED: dict[str, str] = {
     "deepseek_v4": "its tiny checkpoint has no final norm under the name that transformers seeks",
     "dots3_note": "no tiny config was found that passes its own checks",
     "dots3_note_text": "no tiny config was found that passes its own checks",
+    "emu3": "no tiny config was found that transformers can build",
     "gemma3n": "needs the package timm, which is not installed here; its text model gemma3n_text is handled",
     "gemma4_assistant": "drafts from another model's keys and values and is no language model by itself",
     "gemma4_unified_assistant": "drafts from another model's keys and values and is no language model by itself",
@@ -129,13 +130,14 @@ UNHANDLED: dict[str, str] = {
     "inkling2_text": "stores experts in a way that cannot be taken apart yet",
     "musicgen": "transformers cannot build it from its own config; it makes sound, not text",
     "musicgen_melody": "transformers cannot build it from its own config; it makes sound, not text",
+    "qwen3_vl_moe": "stores experts in a way that cannot be taken apart yet",
     "reformer": "its blocks are reversible: two streams run through them",
     "rwkv": "divides the output weights of its blocks when it first runs, past the modules",
     "xlm": "has no blocks: attention and MLP are kept in separate lists, with sums between them",
     "zamba": "blocks share one module's weights",
     "zamba2": "blocks share one module's weights",
 }
-"""Causal types that do not go through, and why."""
+"""Types that do not go through, and why."""
 
 VISION_LANGUAGE = (
     "aya_vision", "cohere2_vision", "glm4v", "idefics2", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next",
