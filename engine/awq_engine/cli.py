@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_compare(commands)
     _add_chat(commands)
+    _add_convert(commands)
     _add_others(commands)
     return parser
 
@@ -209,6 +210,17 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="makes an answer repeatable")
     parser.add_argument("--backend", default="auto", help="auto, triton, cpu or reference")
     _add_device(parser)
+
+
+def _add_convert(commands: Commands) -> None:
+    parser = _command(
+        commands, "convert", "convert:convert_model", "write a quantized model in another format, without rounding"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="output folder")
+    parser.add_argument("--format", choices=_values(Format), required=True, help="layout on disk to convert to")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model in the output folder")
+    _add_json(parser)
 
 
 def _add_others(commands: Commands) -> None:

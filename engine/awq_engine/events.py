@@ -56,7 +56,8 @@ class PlanReady(Event):
     parameters: int
     n_blocks: int
     linears: list[dict[str, Any]]
-    """One per linear of every block: block, name (inside the block), out_features, in_features, bits, group_size."""
+    """One per linear of every block: block, name (inside the block), out_features, in_features, bits, group_size,
+    marlin_refuses (tensor parallel sizes at which vLLM's Marlin kernel does not take it)."""
     skipped: list[list[str]]
     """[name, reason] of linears that stay as they are."""
     bytes_before: int

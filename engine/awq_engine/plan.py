@@ -26,6 +26,7 @@ from awq_engine.overrides import deciding_override, pattern_problem
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.sources import Source
 from awq_engine.spec import QuantSpec, spec_of
+from awq_engine.vllm_rules import Shape, describe_refusals, marlin_refusals
 
 FLOAT_DTYPES = ("F16", "BF16", "F32")
 
@@ -84,6 +85,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     forecast = estimate(checkpoint, config)
     replaced = sum(x.stored_bytes for x in linears)
     packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in linears)
+    refused = marlin_refusals(config.format, {x.key: Shape(x.out_features, x.in_features, x.spec) for x in linears})
     event = PlanReady(
         model=config.model,
         model_type=checkpoint.model_type,
@@ -97,6 +99,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
                 "in_features": x.in_features,
                 "bits": x.spec.bits,
                 "group_size": x.spec.group_size,
+                "marlin_refuses": list(refused.get(x.key, ())),
             }
             for x in linears
         ],
@@ -106,7 +109,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         bits_per_weight=8 * packed / sum(x.out_features * x.in_features for x in linears),
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
-        warnings=_warnings(linears, skipped),
+        warnings=_warnings(linears, skipped, config.format, refused),
     )
     return Plan(config, tuple(linears), tuple(skipped), event)
 
@@ -190,11 +193,13 @@ def _outside(skeleton: Skeleton) -> Iterator[tuple[str, str]]:
             yield part, "not among the decoder blocks"
 
 
-def _warnings(linears: list[LinearPlan], skipped: list[tuple[str, str]]) -> list[str]:
+def _warnings(
+    linears: list[LinearPlan], skipped: list[tuple[str, str]], layout: Format, refused: dict[str, tuple[int, ...]]
+) -> list[str]:
     """What servers will not take."""
     choices = {x.key: x.spec for x in linears} | {name: None for name, _ in skipped}
     sentence = disagreement(choices)
-    return [sentence] if sentence else []
+    return [*([sentence] if sentence else []), *describe_refusals(layout, refused)]
 
 
 def _skip_reason(

@@ -116,10 +116,15 @@ def write_side_files(
     """`config.json` with its quantization, report, model card, and copies of the tokenizer and other small files."""
     for file in side_files(checkpoint.path):
         shutil.copyfile(file, folder / file.name)
-    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    _write_json(folder / "config.json", {**config, "quantization_config": quantization})
+    write_config(folder, checkpoint, quantization)
     _write_json(folder / "quantization_report.json", report)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_config(folder: Path, checkpoint: Checkpoint, quantization: dict[str, Any]) -> None:
+    """The checkpoint's `config.json` with another `quantization_config`."""
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    _write_json(folder / "config.json", {**config, "quantization_config": quantization})
 
 
 def side_files(folder: Path) -> list[Path]:
