@@ -10,9 +10,10 @@ standard library. The engine's own plan, made from the real modules, is exact; t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,6 +48,13 @@ SMALL_SHARE = 0.1
 """Of the weights: what may stay in floats because a group size that suits the rest does not divide it."""
 
 _BLOCK_WEIGHT = re.compile(r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<name>.+)\.weight")
+
+_FUSED_EXPERTS = re.compile(
+    r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<experts>.*(?:experts|moe))"
+    r"\.(?P<linear>gate_up_proj|gate_proj|up_proj|down_proj|input_linear|output_linear)(?:\.weight)?"
+)
+FUSED_PAIRS = {"gate_up_proj": ("gate_proj", "up_proj"), "input_linear": ("gate_proj", "up_proj")}
+"""Fused tensors that hold two linears of each expert."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,11 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
     """The matrices of the decoder blocks, in block order: those under the numbering that holds most weights."""
     stacks: dict[str, list[BlockLinear]] = {}
     transposed = checkpoint.model_type in TRANSPOSED_MODEL_TYPES
+    hidden = _hidden_size(checkpoint)
     for tensor in checkpoint.tensors.values():
+        if (fused := _FUSED_EXPERTS.fullmatch(tensor.name)) and len(tensor.shape) == 3 and tensor.numel:
+            stacks.setdefault(fused["blocks"], []).extend(_experts(tensor, fused, hidden))
+            continue
         match = _BLOCK_WEIGHT.fullmatch(tensor.name)
         if match is None or len(tensor.shape) != 2 or not tensor.numel:
             continue
@@ -156,6 +168,30 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
         stacks.setdefault(match["blocks"], []).append(linear)
     largest = max(stacks.values(), key=lambda stack: sum(linear.numel for linear in stack), default=[])
     return sorted(largest, key=lambda linear: linear.block)
+
+
+def _experts(tensor: TensorInfo, match: re.Match[str], hidden: int) -> Iterator[BlockLinear]:
+    """The linears in a fused tensor [experts, ., .]; `hidden` tells its inputs from its outputs."""
+    count, first, second = tensor.shape
+    down = match["linear"] in ("down_proj", "output_linear")
+    in_features = first + second - hidden if down == (hidden in (first, second)) else hidden
+    out_features = first * second // in_features
+    names = FUSED_PAIRS.get(match["linear"], (match["linear"],))
+    for expert in range(count):
+        for linear in names:
+            name = f"{match['experts']}.{expert}.{linear}"
+            share = dataclasses.replace(
+                tensor,
+                name=f"{match['blocks']}.{match['number']}.{name}.weight",
+                nbytes=tensor.nbytes // count // len(names),
+            )
+            yield BlockLinear(int(match["number"]), name, out_features // len(names), in_features, share)
+
+
+def _hidden_size(checkpoint: Checkpoint) -> int:
+    text_config = checkpoint.config.get("text_config")
+    hidden = (text_config if isinstance(text_config, dict) else checkpoint.config).get("hidden_size")
+    return hidden if type(hidden) is int else 0
 
 
 def find_problems(

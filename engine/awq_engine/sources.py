@@ -7,6 +7,7 @@ quantized experts: `<experts module>.<number>.<linear>`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def find_sources(
             }
         else:
             converter = next(c for c in converters if pattern in c.source_patterns)
-            filled = _one_by_one(found, converter, members[target], state)
+            filled = _taken_apart(found, converter, members[target], state, parts, checkpoint.model_type)
         parameters |= filled
         for name, source in filled.items():
             targets.setdefault(source.key, name)
@@ -133,22 +134,31 @@ def _members(parts: Mapping[str, Part]) -> dict[str, dict[tuple[int, int], str]]
     return members
 
 
-def _one_by_one(
+def _taken_apart(
     found: list[tuple[str, str | None]],
     converter: WeightConverter,
     members: Mapping[tuple[int, int], str],
     state: Mapping[str, torch.Tensor],
+    parts: Mapping[str, Part],
+    model_type: str,
 ) -> dict[str, Source]:
-    """Sources of experts that are stored one by one, to be stacked by `converter`."""
-    if not all(isinstance(operation, MergeModulelist | Concatenate) for operation in converter.operations):
+    """Sources of linears whose stored tensors `converter` puts together: each its own, or one for all experts."""
+    kinds = {type(operation) for operation in converter.operations}
+    if not kinds <= {MergeModulelist, Concatenate}:
         raise BadInputError(f"The experts in {found[0][0]} are stored in a way that cannot be taken apart yet.")
     filled: dict[str, Source] = {}
     for key, pattern in found:
         assert pattern is not None
+        position = converter.source_patterns.index(pattern)
         expert = int(re.findall(r"\.(\d+)(?=\.)", key)[-1])
-        name = members.get((expert, converter.source_patterns.index(pattern)))
-        if name is not None:
-            filled[name] = Source(key, key, tuple(state[name].shape))
+        for (number, place), name in members.items():
+            shape = tuple(state[name].shape)
+            if place == position and MergeModulelist not in kinds:
+                part = dataclasses.replace(parts[name], outputs=None)
+                written = _written_name(key, name, part, model_type)
+                filled[name] = Source(key, written, (len({n for n, _ in members}), *shape), part)
+            elif (number, place) == (expert, position):
+                filled[name] = Source(key, key, shape)
     return filled
 
 

@@ -23,6 +23,9 @@ from transformers import (
 
 from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
+from awq_engine.config import RunConfig
+from awq_engine.estimate import estimate
+from awq_engine.plan import make_plan
 from awq_engine.skeleton import Skeleton, build_skeleton
 
 IDS = (torch.arange(3, 35).view(1, 32) * 7) % 2000
@@ -124,3 +127,15 @@ def test_experts_are_written_one_by_one(tmp_path: Path):
     assert "model.layers.1.feed_forward.experts.3.down_proj.weight" in names["transposed"]
     assert "model.layers.0.block_sparse_moe.experts.3.w1.weight" in names["other names"]
     assert "transformer.h.0.attn.c_attn.weight" in names["Conv1D"]
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "a shared expert", "interleaved with biases", "transposed", "other names"])
+def test_the_forecast_from_headers_agrees_with_the_plan(kind: str, tmp_path: Path):
+    """Fused experts are counted one by one, with the inputs and outputs they really have."""
+    checkpoint = read_checkpoint(write(kind, tmp_path))
+    config = RunConfig(model=str(tmp_path), output=str(tmp_path / "out"), group_size=32)
+    found, plan = estimate(checkpoint, config), make_plan(config, build_skeleton(checkpoint))
+
+    assert found.n_linears == len(plan.linears)
+    assert found.bytes_after == plan.event.bytes_after
+    assert found.bits_per_weight == plan.event.bits_per_weight
