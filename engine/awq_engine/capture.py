@@ -18,6 +18,7 @@ from torch import nn
 from awq_engine.carried import Carried, Handover, Linker, Mapping, Returned
 from awq_engine.errors import BadInputError
 from awq_engine.skeleton import Skeleton
+from awq_engine.spill import Batches, NewBatches, copied
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PassStoppedError(Exception):
 class BlockInputs:
     """Batches of hidden states on their way through the blocks."""
 
-    hidden: list[torch.Tensor]
+    hidden: Batches
     """float32 [batch, seq, hidden_size] each."""
     calls: list[list[BlockCall]] = field(repr=False)
     """By block, then by batch."""
@@ -74,6 +75,8 @@ class BlockInputs:
     """How much each token counts, float32 [batch, seq] each; None when all count the same."""
     handover: Handover | None = field(default=None, repr=False)
     """What blocks hand on beside the hidden states; None when that is nothing."""
+    store: NewBatches = field(default=list, repr=False)
+    """Where hidden states are kept."""
     _running: int = field(default=0, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -115,7 +118,8 @@ class BlockInputs:
     def fork(self) -> BlockInputs:
         """The same hidden states, to go another way from here on."""
         handover = None if self.handover is None else self.handover.fork()
-        return BlockInputs(list(self.hidden), self.calls, self.device, self.weights, handover)
+        hidden = copied(self.hidden, self.store)
+        return BlockInputs(hidden, self.calls, self.device, self.weights, handover, self.store)
 
     def first(self, n_tokens: int) -> BlockInputs:
         """As many leading batches as hold `n_tokens`, at least one; shares memory."""
@@ -124,18 +128,21 @@ class BlockInputs:
             total += self.hidden[count].shape[0] * self.hidden[count].shape[1]
             count += 1
         calls = [calls[:count] for calls in self.calls]
-        return BlockInputs(self.hidden, calls, self.device, self.weights, self.handover)
+        return BlockInputs(self.hidden, calls, self.device, self.weights, self.handover, self.store)
 
 
 @torch.no_grad()
 def capture_inputs(
-    skeleton: Skeleton, batches: Sequence[torch.Tensor], progress: Callable[[int, int], None] = lambda done, total: None
+    skeleton: Skeleton,
+    batches: Sequence[torch.Tensor],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    store: NewBatches = list,
 ) -> BlockInputs:
     """Catch the first block's input and every block's arguments for each batch of token ids (int64 [batch, seq]).
 
     Raises `BadInputError` when the architecture does not simply hand hidden states from block to block.
     """
-    hidden: list[torch.Tensor] = []
+    hidden = store()
     calls: list[list[BlockCall]] = [[] for _ in skeleton.blocks]
     entering: list[Carried] = []
     shared = _Shared()
@@ -152,7 +159,7 @@ def capture_inputs(
                 block_calls.append(call)
             progress(done + 1, len(batches))
     handover = Handover(entering) if any(call.carries for block_calls in calls for call in block_calls) else None
-    return BlockInputs(hidden, calls, skeleton.device, handover=handover)
+    return BlockInputs(hidden, calls, skeleton.device, handover=handover, store=store)
 
 
 @contextlib.contextmanager

@@ -126,6 +126,9 @@ def _add_quantize(commands: Commands) -> None:
         default=Format.AWQ.value,
         help="layout on disk; awq holds 4 bits only, the others 2, 3, 4 and 8",
     )
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help="host memory to stay under, such as 4GB (default: what is free)"
+    )
     _add_device(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

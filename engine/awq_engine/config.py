@@ -74,6 +74,8 @@ class RunConfig:
     """Of the random scales that folds are probed with; nothing else is left to chance."""
     overwrite: bool = False
     """Replace an existing output folder, once the new one is complete."""
+    max_memory: int = 0
+    """Bytes of host memory to stay under, with hidden states on disk if need be; 0: what is free. Changes no output."""
     threads: int = 0
     """CPU threads; 0 means all. Recorded because sums in another order are other bits."""
     overrides: tuple[str, ...] = ()
@@ -89,6 +91,8 @@ class RunConfig:
         for name, value in (("samples", self.samples), ("sequence length", self.seq_len)):
             if value < 1:
                 raise UsageError(f"The {name} must be at least 1, not {value}.")
+        if self.max_memory < 0:
+            raise UsageError("The memory to stay under cannot be negative.")
         if self.seed < 0 or self.threads < 0:
             raise UsageError("The seed and the number of threads cannot be negative.")
         for override in map(parse_override, self.overrides):

@@ -4,7 +4,8 @@ Cheap enough for every keystroke of the configure screen: no weight is read, not
 standard library. The engine's own plan, made from the real modules, is exact; this is its forecast:
 
     size    packed integers, scales and zero points as the format stores them; every other tensor as it is
-    memory  Python with torch, one block in float32 three times, the calibration activations, two Gram matrices
+    memory  Python with torch, one block in float32 and as stored, its Gram matrices, the hidden states, and what the
+            scale search or the rounding of the widest layer needs on top
     time    float operations of the search divided by a rate, measured in the newest finished run or else guessed
 """
 
@@ -26,7 +27,7 @@ from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.state import RunState, replay
 
-RUNTIME_BYTES = 600 << 20
+RUNTIME_BYTES = 430 << 20
 """Resident memory of Python with torch and transformers loaded."""
 DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
@@ -105,6 +106,8 @@ class Estimate:
     blocks_bytes: int
     """Of the finished blocks kept in the run directory until the output is complete."""
     peak_host_bytes: int
+    hidden_bytes: int
+    """Of the hidden states, which are kept on disk when memory is short."""
     seconds: float
     speed: Speed
     problems: tuple[str, ...]
@@ -127,6 +130,8 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     odd = misfits([(linear.key, linear.numel, linear.in_features, specs[linear.key]) for linear in linears])
     linears = [linear for linear in linears if linear.key not in odd]
     speed = speed or default_speed()
+    fixed, hidden = _fixed_bytes(linears, config), _hidden_bytes(linears, config)
+    spills = 0 < config.max_memory < fixed + hidden
     packed = sum(packed_bytes(config.format, specs[x.key], x.out_features, x.in_features) for x in linears)
     weights = sum(linear.numel for linear in linears)
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
@@ -140,7 +145,8 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         bytes_after=untouched + packed,
         bits_per_weight=8 * packed / weights if weights else 0.0,
         blocks_bytes=packed,
-        peak_host_bytes=_peak_host_bytes(checkpoint, linears, config),
+        peak_host_bytes=fixed if spills else fixed + hidden,
+        hidden_bytes=hidden,
         seconds=work(shapes, config) / speed.flops,
         speed=speed,
         problems=tuple(find_problems(checkpoint, linears, specs, config)),
@@ -271,16 +277,28 @@ def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:
     return None
 
 
-def _peak_host_bytes(checkpoint: Checkpoint, linears: list[BlockLinear], config: RunConfig) -> int:
-    per_block: dict[int, int] = {}
+def _fixed_bytes(linears: list[BlockLinear], config: RunConfig) -> int:
+    """Peak host memory without the hidden states: the block, its statistics, and the larger of two workspaces."""
+    block: dict[int, list[BlockLinear]] = {}
     for linear in linears:
-        per_block[linear.block] = per_block.get(linear.block, 0) + linear.numel
-    widest = max((linear.in_features for linear in linears), default=0)
-    hidden = min((linear.in_features for linear in linears), default=0)
-    embedding = max((tensor.numel for tensor in checkpoint.tensors.values()), default=0)
-    block = 3 * 4 * max(per_block.values(), default=0)
-    activations = 2 * 4 * config.samples * config.seq_len * hidden
-    return RUNTIME_BYTES + 4 * embedding + block + activations + 2 * 4 * widest**2
+        block.setdefault(linear.block, []).append(linear)
+    largest = max(block.values(), key=lambda members: sum(linear.numel for linear in members), default=[])
+    weights = sum(linear.numel for linear in largest)
+    stored = sum(linear.tensor.nbytes for linear in largest)
+    widest = max((linear.in_features for linear in largest), default=0)
+    narrowest = min((linear.in_features for linear in largest), default=0)
+    recipe = recipe_of(config)
+    grams = 4 * (widest**2 + 3 * narrowest**2)
+    searched = 6 * 4 * 2 * max((linear.numel for linear in largest), default=0) if recipe.scales else 0
+    solved = 4 * 3 * widest**2 if recipe.drift else 4 * widest**2 if recipe.feedback else 0
+    return RUNTIME_BYTES + 4 * weights + stored + grams + max(searched, weights + solved)
+
+
+def _hidden_bytes(linears: list[BlockLinear], config: RunConfig) -> int:
+    """Of the float32 hidden states: what enters a block, what leaves it, and of the original model where it differs."""
+    width = min((linear.in_features for linear in linears), default=0)
+    streams = 3 if recipe_of(config).drift else 2
+    return streams * 4 * config.samples * config.seq_len * width
 
 
 def work(shapes: Iterable[tuple[int, int]], config: RunConfig) -> float:

@@ -29,6 +29,8 @@ class Fingerprint:
     """Of the token ids and their weights."""
     engine: str
     """Versions of awq-tui and torch."""
+    device: str
+    """What it ran on: other hardware sums in another order."""
     threads: int
     """CPU threads: sums in another order are other bits."""
 
@@ -36,17 +38,19 @@ class Fingerprint:
 _CHANGES = {
     "model": "the model's files changed",
     "calibration": "its calibration tokens changed",
-    "engine": "awq-tui or torch was upgraded",
+    "engine": "awq-tui, torch or transformers was upgraded",
+    "device": "the device changed",
     "threads": "the number of CPU threads changed",
 }
 
 
-def take_fingerprint(checkpoint: Checkpoint, calibration: Calibration) -> Fingerprint:
-    """Hash the inputs of a run."""
+def take_fingerprint(checkpoint: Checkpoint, calibration: Calibration, device: torch.device) -> Fingerprint:
+    """Hash the inputs of a run on `device`."""
     digest = hashlib.sha256(calibration.ids.contiguous().numpy().tobytes())
     if calibration.weights is not None:
         digest.update(calibration.weights.contiguous().numpy().tobytes())
-    return Fingerprint(model_hash(checkpoint), digest.hexdigest(), _engine_versions(), torch.get_num_threads())
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Fingerprint(model_hash(checkpoint), digest.hexdigest(), _engine_versions(), where, torch.get_num_threads())
 
 
 def began_with(run: Run, checkpoint: Checkpoint) -> bool:
@@ -56,7 +60,7 @@ def began_with(run: Run, checkpoint: Checkpoint) -> bool:
 
 
 def _engine_versions() -> str:
-    return f"awq-tui {version('awq-tui')}, torch {torch.__version__}"
+    return f"awq-tui {version('awq-tui')}, torch {torch.__version__}, transformers {version('transformers')}"
 
 
 def model_hash(checkpoint: Checkpoint) -> str:

@@ -28,13 +28,16 @@ from awq_engine.architecture import head_dim
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
-from awq_engine.checkpoint import read_checkpoint, read_header
+from awq_engine.checkpoint import Checkpoint, read_checkpoint, read_header
 from awq_engine.config import RunConfig
+from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, InterruptedRunError, first_line
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
+from awq_engine.format import size
 from awq_engine.formats.registry import CODECS
 from awq_engine.journal import EventSink
+from awq_engine.memory import available_bytes, peak_resident_bytes
 from awq_engine.models import resolve_model
 from awq_engine.outer import TORCH_DTYPES, refuse_non_finite
 from awq_engine.output import check_output, check_run
@@ -48,6 +51,7 @@ from awq_engine.runtime import pick_device
 from awq_engine.sensitivity import Sensitivity, measure_sensitivity
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.skip_list import skip_list
+from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
 from awq_engine.state import RunState, replay
 from awq_engine.verify import verify_output
 from awq_engine.writer import (
@@ -77,6 +81,7 @@ def execute(run: Run, emit: EventSink) -> None:
     checkpoint = read_checkpoint(folder)
     if _already_published(run, config):
         emit(e.RunFinished(read_report(Path(config.output))["result"]))
+        _remove_leftovers(run)
         return
     check_run(config, checkpoint, estimate(checkpoint, config))
     skeleton = build_skeleton(checkpoint, str(pick_device(config.device)))
@@ -85,7 +90,7 @@ def execute(run: Run, emit: EventSink) -> None:
     for warning in plan.event.warnings:
         emit(e.Warned(warning))
     calibration = run_calibration(run, config, checkpoint)
-    check_fingerprint(run, take_fingerprint(checkpoint, calibration))
+    check_fingerprint(run, take_fingerprint(checkpoint, calibration, skeleton.device))
     emit(_calibration_event(calibration))
     probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights)
     write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
@@ -103,7 +108,7 @@ def quantize_blocks(
         refuse_non_finite(skeleton.checkpoint.tensors[key])
     check_vocabulary(ids, skeleton.model.get_input_embeddings().num_embeddings)  # pyright: ignore
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
-    inputs = capture_inputs(skeleton, ids.split(batch_size), progress)
+    inputs = capture_inputs(skeleton, ids.split(batch_size), progress, _hidden_store(run, skeleton.checkpoint, emit))
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
     streams = _Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
@@ -121,6 +126,19 @@ def quantize_blocks(
                 job = _block_job(run, plan, skeleton, streams, sensitivity, block, index, emit)
                 _quantize_one(run, plan, skeleton, streams, job)
     return streams.probe
+
+
+def _hidden_store(run: Run, checkpoint: Checkpoint, emit: EventSink) -> NewBatches:
+    """Memory, or a file in the run directory where memory is too small; the numbers are the same."""
+    config = run.config()
+    forecast = estimate(checkpoint, dataclasses.replace(config, max_memory=0))
+    limit = config.max_memory or available_bytes()
+    if forecast.peak_host_bytes <= limit:
+        return list
+    check_disk(run.path, forecast.hidden_bytes, "hidden states that do not fit into memory")
+    why = f"the run takes about {size(forecast.peak_host_bytes)}, and may take {size(limit)}"
+    emit(e.Warned(f"hidden states ({size(forecast.hidden_bytes)}) are kept on disk: {why} of memory"))
+    return lambda: SpilledBatches(run.path)
 
 
 def _measure_sensitivity(run: Run, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> Sensitivity | None:
@@ -165,7 +183,7 @@ class _Streams:
         self.probe = probe
         """One sequence through the quantized model, always."""
 
-    def advance(self, block: nn.Module, index: int, outputs: list[torch.Tensor]) -> None:
+    def advance(self, block: nn.Module, index: int, outputs: Batches) -> None:
         """Move on past a quantized `block`, given the original block's `outputs`."""
         if self.recipe.sequential:
             self.inputs.advance(block, index)
@@ -179,7 +197,7 @@ class _Streams:
         """Move on past a block that is done: first as the original, then, after `install`, as quantized."""
         with torch.no_grad():
             source = self.original or (None if self.recipe.sequential else self.inputs)
-            outputs = list(source.outputs(block, index)) if source is not None else []
+            outputs = [] if source is None else copied(source.outputs(block, index), source.store)
             install()
             self.advance(block, index, outputs)
 
@@ -271,6 +289,11 @@ def write_output(
         check_output(output, skeleton.checkpoint.path, plan.config.overwrite)  # another run may have been faster
         publish(staging, output)
     emit(e.RunFinished(result))
+    _remove_leftovers(run)
+
+
+def _remove_leftovers(run: Run) -> None:
+    """What a published run no longer needs."""
     shutil.rmtree(run.blocks_dir, ignore_errors=True)
     shutil.rmtree(run.gradients_dir, ignore_errors=True)
 
@@ -308,8 +331,8 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
 
 
 def peak_host_bytes() -> int:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident size of this process so far; `getrusage` would count what its parent was when it forked."""
+    return peak_resident_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_device_bytes() -> int:

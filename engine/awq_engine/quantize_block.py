@@ -59,7 +59,8 @@ from awq_engine.routing import collect_expert_cross_statistics
 from awq_engine.scale_search import ScaleChoice, choose_scale
 from awq_engine.sensitivity import Sensitivity
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import InputStatistics, Tap, collect_output_statistics, collect_statistics
+from awq_engine.spill import Batches, copied
+from awq_engine.statistics import ROWS, InputStatistics, Tap, collect_output_statistics, collect_statistics
 from awq_engine.two_sided_feedback import round_with_two_sided_feedback
 from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
@@ -107,7 +108,7 @@ class BlockResult:
     """By linear name inside the block."""
     changed: dict[str, torch.Tensor]
     """Other parameters that folds changed, in the dtype they are stored in."""
-    outputs: list[torch.Tensor]
+    outputs: Batches
     """Of the original block: the next block's inputs for `fast`, its original inputs where drift is corrected."""
     loss_rounding: float
     """MSE of the block's output under plain rounding."""
@@ -155,9 +156,9 @@ def quantize_block(job: BlockJob) -> BlockResult:
     return BlockResult(weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
 
 
-def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], list[torch.Tensor]]:
+def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], Batches]:
     """What the groups read in the original block, by their first linear, and of its outputs as many as will be read."""
-    outputs: list[torch.Tensor] = []
+    outputs = job.inputs.store()
     enough = len(job.inputs.first(CHECK_TOKENS)) if job.recipe.sequential else len(job.inputs)
 
     def forward() -> None:
@@ -167,7 +168,7 @@ def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputSt
 
     statistics = _collect(job, groups, forward)
     if job.original is not None:
-        outputs.extend(job.original.outputs(job.block, job.index))
+        outputs = copied(job.original.outputs(job.block, job.index), job.inputs.store)
     return statistics, outputs
 
 
@@ -197,17 +198,18 @@ def _settle_uncalled(job: BlockJob, sites: list[Family]) -> tuple[BlockJob, list
     return replace(job, specs=specs), sites + alone
 
 
-def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: list[torch.Tensor]) -> float:
+def _loss_of_plain_rounding(job: BlockJob, bench: _Bench, targets: Batches) -> float:
     """Block loss when nothing but rounding is done; the block is left as it was."""
     for name, spec in job.specs.items():
         weight = _linear(job, name).weight.data
-        weight.copy_(round_to_nearest(weight, spec))
+        for rows in weight.split(ROWS):
+            rows.copy_(round_to_nearest(rows, spec))
     loss = _check_loss(job, targets)
     bench.originals.restore()
     return loss
 
 
-def _check_loss(job: BlockJob, targets: list[torch.Tensor]) -> float:
+def _check_loss(job: BlockJob, targets: Batches) -> float:
     """MSE of the present block's output against `targets` on the leading calibration batches."""
     check = job.inputs.first(CHECK_TOKENS)
     squares = [

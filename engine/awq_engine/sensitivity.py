@@ -82,11 +82,11 @@ def measure_sensitivity(
     if not all(_gradient_file(folder, index).is_file() for index in range(n_blocks)):
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(n_blocks):
-            _save(_hidden_file(folder, index), inputs.hidden)
+            _save(_hidden_file(folder, index), list(inputs.hidden))
             with skeleton.loaded_block(index) as block:
                 inputs.advance(block, index)
             progress(index + 1, 2 * n_blocks)
-        gradients = _head_gradients(skeleton, ids, inputs.hidden, seed)
+        gradients = _head_gradients(skeleton, ids, list(inputs.hidden), seed)
         for index in reversed(range(n_blocks)):
             _save(_gradient_file(folder, index), gradients)
             with skeleton.loaded_block(index) as block:

@@ -118,6 +118,14 @@ def test_more_calibration_needs_more_memory_and_time(tmp_path: Path) -> None:
     assert large.seconds > small.seconds
 
 
+def test_hidden_states_are_not_counted_when_they_go_to_disk(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    whole = forecast(folder)
+    assert forecast(folder, max_memory=whole.peak_host_bytes).peak_host_bytes == whole.peak_host_bytes
+    spilled = forecast(folder, max_memory=whole.peak_host_bytes - 1)
+    assert spilled.peak_host_bytes == whole.peak_host_bytes - whole.hidden_bytes
+
+
 def test_presets_and_rounding_differ_in_work() -> None:
     shapes = [(128, 256)]
 

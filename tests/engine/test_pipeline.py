@@ -386,3 +386,43 @@ def test_config_that_does_not_fit_the_weights(make_run: Callable[..., Run], tmp_
     with Journal(run.journal_path) as emit, pytest.raises(BadInputError, match=r"tensor '?model\."):
         execute(run, emit)
     assert not any(record.event.kind() == "calibration_ready" for record in run.records())
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_hidden_states_on_disk_change_nothing(make_run: Callable[..., Run], tmp_path: Path, preset: Preset):
+    """The same bytes with hidden states in memory, on disk, and on disk after a resume; nothing is left there."""
+    finish(make_run(output=str(tmp_path / "memory"), preset=preset, max_memory=1 << 60))
+    disk = make_run(output=str(tmp_path / "disk"), preset=preset, max_memory=1)
+
+    class CancelAfterFirstBlock(Journal):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, BlockFinished) and event.block == 0:
+                disk.request_cancel()
+
+    with CancelAfterFirstBlock(disk.journal_path) as emit, pytest.raises(InterruptedRunError):
+        execute(disk, emit)
+    disk.clear_cancel()
+    finish(disk)
+
+    assert weights_of(tmp_path / "disk") == weights_of(tmp_path / "memory")
+    assert any("kept on disk" in warning for warning in replay(disk.records()).warnings)
+
+
+def test_engine_that_died_after_publishing_leaves_no_blocks(make_run: Callable[..., Run]):
+    """Resumed, it only says that it is done, and clears away what it had no time for."""
+    run = make_run()
+
+    class DieBeforeSaying(Journal):
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, RunFinished):
+                raise KeyboardInterrupt
+            super().__call__(event)
+
+    with DieBeforeSaying(run.journal_path) as emit, pytest.raises(KeyboardInterrupt):
+        execute(run, emit)
+    assert run.blocks_dir.exists()
+    events = finish(run)
+
+    assert isinstance(events[-1], RunFinished)
+    assert not run.blocks_dir.exists()

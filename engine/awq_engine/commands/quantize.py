@@ -14,6 +14,7 @@ from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.estimate import estimate, measured_speed
 from awq_engine.format import duration, size
+from awq_engine.memory import parse_size
 from awq_engine.models import HubId, parse_model
 from awq_engine.output import check_output, check_run, default_output
 from awq_engine.runs import Run, create_run, find_run, spawn_engine
@@ -63,7 +64,8 @@ def config_of(args: argparse.Namespace) -> RunConfig:
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
         preset=Preset(args.preset), method=method, format=layout, samples=args.samples,
         calibration=absolute_mix(args.calibration), answer_only=args.answer_only, seq_len=args.seq_len,
-        device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override), **shape,
+        device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override),
+        max_memory=parse_size(args.max_memory) if args.max_memory else 0, **shape,
     )  # fmt: skip
 
 
