@@ -146,6 +146,7 @@ def command(config: RunConfig) -> str:
     ):
         if getattr(config, field) != getattr(defaults, field):
             words += [flag, str(getattr(config, field))]
+    words += ["--target-bpw", f"{config.target_bpw:g}"] if config.target_bpw else []
     words += [word for override in config.overrides for word in ("--override", override)]
     words += ["--symmetric"] if config.symmetric else []
     words += ["--overwrite"] if config.overwrite else []

@@ -106,6 +106,11 @@ def _add_quantize(commands: Commands) -> None:
         help="other bits or groups for the linears whose whole name the glob PATTERN fits: bits:8,group:64, or skip to "
         "leave them as they are; repeat it for more, the last that fits decides",
     )  # fmt: skip
+    parser.add_argument(
+        "--target-bpw", type=float, default=0.0, metavar="X",
+        help="meet this size in bits per weight: every linear gets the bits and groups (or, in the awq format, stays "
+        "as it is) that cost the whole model least, as measured on the calibration text",
+    )  # fmt: skip
     parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
     parser.add_argument(
         "--preset", choices=_values(Preset), default=Preset.BALANCED.value, help="how much work per layer"

@@ -81,6 +81,9 @@ class RunConfig:
     overrides: tuple[str, ...] = ()
     """Exceptions for single linears, as `overrides.py` reads them; the last one that fits a linear decides."""
 
+    target_bpw: float = 0.0
+    """Bits per weight to meet by choosing the shape of every linear; 0 when bits and group size say it."""
+
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
         _check_choice("bit width", self.bits, SUPPORTED_BITS)
@@ -95,6 +98,8 @@ class RunConfig:
             raise UsageError("The memory to stay under cannot be negative.")
         if self.seed < 0 or self.threads < 0:
             raise UsageError("The seed and the number of threads cannot be negative.")
+        if not 0 <= self.target_bpw < float("inf"):
+            raise UsageError(f"A target of {self.target_bpw} bits per weight is not possible; choose one above 0.")
         for override in map(parse_override, self.overrides):
             _check_override(override, self.format)
 
@@ -118,7 +123,12 @@ class RunConfig:
 
 def _check_types(data: dict[str, Any], declared: dict[str, str]) -> None:
     """Refuse a value of another type than its field's; enums are strings."""
-    types: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "tuple[str, ...]": (list, tuple)}
+    types: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (float, int),
+        "bool": (bool,),
+        "tuple[str, ...]": (list, tuple),
+    }
     for name, value in data.items():
         expected = types.get(declared[name], (str,))
         fits = isinstance(value, expected) and isinstance(value, bool) == (bool in expected)

@@ -102,7 +102,7 @@ class Estimate:
     """Of all tensors."""
     bytes_after: int
     bits_per_weight: float
-    """Of the quantized linears, scales and zero points included; 0 when there are none."""
+    """Of the linears that are quantized or left out by an override, scales included; 0 when none is quantized."""
     blocks_bytes: int
     """Of the finished blocks kept in the run directory until the output is complete."""
     peak_host_bytes: int
@@ -134,6 +134,11 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     spills = 0 < config.max_memory < fixed + hidden
     packed = sum(packed_bytes(config.format, specs[x.key], x.out_features, x.in_features) for x in linears)
     weights = sum(linear.numel for linear in linears)
+    left_out = [linear for linear in found if linear.key not in wanted]
+    left_bytes = sum(linear.tensor.nbytes for linear in left_out)
+    all_weights = weights + sum(linear.numel for linear in left_out)
+    if config.target_bpw:
+        packed = int(config.target_bpw * all_weights / 8) - left_bytes
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
     return Estimate(
@@ -143,7 +148,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         quantized_parameters=weights,
         bytes_before=checkpoint.nbytes,
         bytes_after=untouched + packed,
-        bits_per_weight=8 * packed / weights if weights else 0.0,
+        bits_per_weight=8 * (packed + left_bytes) / all_weights if weights else 0.0,
         blocks_bytes=packed,
         peak_host_bytes=fixed if spills else fixed + hidden,
         hidden_bytes=hidden,

@@ -64,7 +64,7 @@ class PlanReady(Event):
     bytes_after: int
     """Estimated size of the output's weights."""
     bits_per_weight: float
-    """Of the quantized linears, scales and zero points included."""
+    """Of the linears that are quantized or left out by an override, scales and zero points included."""
     peak_host_bytes: int
     """Estimated."""
     output: str
@@ -89,7 +89,7 @@ class CalibrationReady(Event):
 
 @dataclass(frozen=True)
 class PhaseProgress(Event):
-    """Work inside a phase: `calibrating`, `replaying`, `writing`, `verifying`."""
+    """Work inside a phase: `calibrating`, `measuring`, `replaying`, `writing`, `verifying`."""
 
     durable: ClassVar[bool] = False
     phase: str

@@ -49,6 +49,7 @@ from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
 from awq_engine.runtime import pick_device
 from awq_engine.sensitivity import Sensitivity, measure_sensitivity
+from awq_engine.size_target import meet_target
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.skip_list import skip_list
 from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
@@ -86,14 +87,23 @@ def execute(run: Run, emit: EventSink) -> None:
     check_run(config, checkpoint, estimate(checkpoint, config))
     skeleton = build_skeleton(checkpoint, str(pick_device(config.device)))
     plan = make_plan(config, skeleton)
-    emit(plan.event)
-    for warning in plan.event.warnings:
-        emit(e.Warned(warning))
+    _announce(plan, emit)
     calibration = run_calibration(run, config, checkpoint)
     check_fingerprint(run, take_fingerprint(checkpoint, calibration, skeleton.device))
     emit(_calibration_event(calibration))
+    if config.target_bpw:
+        progress = throttled(lambda done, total: emit(e.PhaseProgress("measuring", done, total)))
+        warn = lambda sentence: emit(e.Warned(sentence))  # noqa: E731
+        plan = make_plan(meet_target(run, config, skeleton, calibration.ids, progress, warn), skeleton)
+        _announce(plan, emit)
     probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights)
     write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
+
+
+def _announce(plan: Plan, emit: EventSink) -> None:
+    emit(plan.event)
+    for warning in plan.event.warnings:
+        emit(e.Warned(warning))
 
 
 def quantize_blocks(
@@ -320,7 +330,7 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
         "run_id": run.id, "output": plan.config.output, "bits": plan.config.bits,
         "group_size": plan.config.group_size, "symmetric": plan.config.symmetric, "format": plan.config.format.value,
         "method": plan.config.method.value, "preset": plan.config.preset.value,
-        "overrides": list(plan.config.overrides),
+        "overrides": list(plan.config.overrides), "target_bpw": run.config().target_bpw or None,
         "bytes_before": plan.event.bytes_before, "bytes_after": bytes_after,
         "bits_per_weight": plan.event.bits_per_weight, "seconds": round(state.elapsed(time.time()), 2),
         "peak_host_bytes": max([peak_host_bytes(), *(b.peak_host_bytes for b in state.blocks.values())]),

@@ -73,7 +73,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     checkpoint = skeleton.checkpoint
     refuse_quantized(checkpoint)
     refuse_mismatch(skeleton)
-    linears, skipped = _leave_misfits(*_choose_linears(config, skeleton))
+    linears, skipped, left_out = _choose_linears(config, skeleton)
+    linears, skipped = _leave_misfits(linears, skipped)
     if problem := pattern_problem(config.overrides, [x.key for x in linears] + [key for key, _ in skipped]):
         raise BadInputError(problem)
     if problem := group_problem([(f"{x.key}.weight", x.in_features, x.spec) for x in linears]):
@@ -84,7 +85,10 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         )
     forecast = estimate(checkpoint, config)
     replaced = sum(x.stored_bytes for x in linears)
+    weights = sum(x.out_features * x.in_features for x in linears)
     packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in linears)
+    if config.target_bpw:
+        packed = int(config.target_bpw * (weights + left_out.weights) / 8) - left_out.n_bytes
     refused = marlin_refusals(config.format, {x.key: Shape(x.out_features, x.in_features, x.spec) for x in linears})
     event = PlanReady(
         model=config.model,
@@ -106,7 +110,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         skipped=[list(pair) for pair in skipped],
         bytes_before=checkpoint.nbytes,
         bytes_after=checkpoint.nbytes - replaced + packed,
-        bits_per_weight=8 * packed / sum(x.out_features * x.in_features for x in linears),
+        bits_per_weight=8 * (packed + left_out.n_bytes) / (weights + left_out.weights),
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
         warnings=_warnings(linears, skipped, config.format, refused),
@@ -148,8 +152,17 @@ def refuse_mismatch(skeleton: Skeleton) -> None:
         raise BadInputError(f"The weights in {where} lack the tensor '{missing[0]}' that config.json calls for.")
 
 
-def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]]]:
+@dataclass
+class _LeftOut:
+    """What overrides leave as it is."""
+
+    n_bytes: int = 0
+    weights: int = 0
+
+
+def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]], _LeftOut]:
     linears: list[LinearPlan] = []
+    left_out = _LeftOut()
     skipped: list[tuple[str, str]] = []
     for index, block in enumerate(skeleton.blocks):
         for name, module in block.named_modules():
@@ -161,15 +174,17 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             spec = spec_of(config, linear, skeleton.checkpoint.tensors[source.key].dtype if source else "")
             if reason := _skip_reason(module, source, skeleton.checkpoint, config.format, spec):
                 skipped.append((linear, reason))
-            elif spec is None:
+                continue
+            dtype = skeleton.checkpoint.tensors[skeleton.sources[f"{path}.weight"].key].dtype
+            size = module.weight.numel() * DTYPE_BYTES[dtype]
+            if spec is None:
                 skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
+                left_out = _LeftOut(left_out.n_bytes + size, left_out.weights + module.weight.numel())
             else:
-                dtype = skeleton.checkpoint.tensors[skeleton.sources[f"{path}.weight"].key].dtype
-                size = module.weight.numel() * DTYPE_BYTES[dtype]
                 linears.append(
                     LinearPlan(index, name, path, linear, module.out_features, module.in_features, spec, size)
                 )
-    return linears, skipped + list(_outside(skeleton))
+    return linears, skipped + list(_outside(skeleton)), left_out
 
 
 def _leave_misfits(

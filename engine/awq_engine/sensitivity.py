@@ -49,12 +49,31 @@ class Sensitivity:
         n_tokens = 0
         for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
             n_tokens += hidden.shape[0] * hidden.shape[1]
-            for name, gradients in _linear_gradients(block, names, call, hidden, gradient):
+            for name, _, gradients in _linear_calls(block, names, call, hidden, gradient):
                 blocks = gradients.reshape(-1, gradients.shape[-1]).split(OUTPUT_BLOCK, dim=1)
                 grams = found.setdefault(name, [g.new_zeros(g.shape[1], g.shape[1]) for g in blocks])
                 for gram, g in zip(grams, blocks, strict=True):
                     gram.addmm_(g.T, g)
         return {name: [gram / n_tokens for gram in grams] for name, grams in found.items()}
+
+    def linear_calls(
+        self, block: nn.Module, index: int, names: list[str], limit: int
+    ) -> tuple[list[tuple[str, torch.Tensor, torch.Tensor]], int]:
+        """Every call of the linears in the original `block` by the leading sequences, of at most `limit` tokens.
+
+        Returns:
+            [(name, input float32 [tokens, in], gradient at the output float32 [tokens, out])], and the number of tokens
+            that entered the block.
+        """
+        found: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        n_tokens = 0
+        for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
+            if n_tokens and n_tokens + hidden.shape[1] > limit:
+                break
+            n_tokens += hidden.shape[0] * hidden.shape[1]
+            for name, x, g in _linear_calls(block, names, call, hidden, gradient):
+                found.append((name, x.reshape(-1, x.shape[-1]).float(), g.reshape(-1, g.shape[-1]).float()))
+        return found, n_tokens
 
     def _stored(self, index: int) -> list[list[torch.Tensor]]:
         """What entered the block and the gradient at what left it, float32 [1, seq, hidden] each."""
@@ -134,14 +153,14 @@ def _input_gradients(
 
 
 @torch.enable_grad()
-def _linear_gradients(
+def _linear_calls(
     block: nn.Module, names: list[str], call: BlockCall, hidden: torch.Tensor, gradient: torch.Tensor
-) -> list[tuple[str, torch.Tensor]]:
-    """The gradient at the output of every call of a linear, but for those that the result does not depend on."""
-    outputs: list[tuple[str, torch.Tensor]] = []
+) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Input, and gradient at the output, of every call of a linear that the result depends on."""
+    outputs: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     def recorder(name: str) -> Callable[..., None]:
-        return lambda _, __, output: outputs.append((name, output))
+        return lambda _, args, output: outputs.append((name, args[0].detach(), output))
 
     handles = [block.get_submodule(name).register_forward_hook(recorder(name)) for name in names]
     try:
@@ -149,6 +168,6 @@ def _linear_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    reached = [(name, output) for name, output in outputs if output.requires_grad]
-    gradients = torch.autograd.grad(result, [output for _, output in reached], gradient, allow_unused=True)
-    return [(name, g) for (name, _), g in zip(reached, gradients, strict=True) if g is not None]
+    reached = [call for call in outputs if call[2].requires_grad]
+    gradients = torch.autograd.grad(result, [output for _, _, output in reached], gradient, allow_unused=True)
+    return [(name, x, g) for (name, x, _), g in zip(reached, gradients, strict=True) if g is not None]

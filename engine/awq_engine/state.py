@@ -157,11 +157,13 @@ def _(event: e.DownloadProgress, state: RunState, time: float) -> RunState:
 
 @_apply.register
 def _(event: e.PlanReady, state: RunState, time: float) -> RunState:
-    layers = dict(state.layers)
+    planned = {(int(linear["block"]), str(linear["name"])) for linear in event.linears}
+    layers = {key: layer for key, layer in state.layers.items() if key in planned}
     for linear in event.linears:
         key = (int(linear["block"]), str(linear["name"]))
         shape = int(linear["out_features"]), int(linear["in_features"])
-        layers.setdefault(key, LayerState(*key, *shape, bits=linear.get("bits"), group_size=linear.get("group_size")))
+        layer = layers.get(key) or LayerState(*key, *shape)
+        layers[key] = replace(layer, bits=linear.get("bits"), group_size=linear.get("group_size"))
     return replace(state, plan=event, layers=layers, phase=Phase.CALIBRATING, progress=None)
 
 
