@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
-from awq_engine import quantize_block
+from awq_engine import block_folds, block_rounding
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
@@ -291,13 +291,13 @@ def test_unstorable_linears_are_skipped_and_listed(make_run: Callable[..., Run],
 
 def test_fold_that_changes_the_function_is_undone(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch):
     """The invariance check after a fold catches what probing missed; the fold is undone, said, and the run verifies."""
-    divide = quantize_block.divide_producer
+    divide = block_folds.divide_producer
 
     def wrong_for_norms(block, fold, channel_scale, dtype=None):
         effective = divide(block, fold, channel_scale, dtype)
         return effective * 1.01 if "norm" in fold.producer else effective
 
-    monkeypatch.setattr(quantize_block, "divide_producer", wrong_for_norms)
+    monkeypatch.setattr(block_folds, "divide_producer", wrong_for_norms)
     run = make_run()
     finish(run)
     state = replay(run.records())
@@ -314,7 +314,7 @@ def test_block_worse_than_rounding_falls_back(make_run: Callable[..., Run], monk
         low, high = group_ranges(weight, SPEC)
         return choose_qparams(low * 0.2, high * 0.2, SPEC), 1.0
 
-    monkeypatch.setattr(quantize_block, "choose_clip", far_too_much)
+    monkeypatch.setattr(block_rounding, "choose_clip", far_too_much)
     run = make_run()
     finish(run)
     state = replay(run.records())
