@@ -29,7 +29,7 @@ from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
 from awq_engine.checkpoint import Checkpoint, read_checkpoint, read_header
-from awq_engine.config import RunConfig
+from awq_engine.config import Format, RunConfig
 from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, InterruptedRunError, first_line
 from awq_engine.estimate import estimate
@@ -169,6 +169,7 @@ def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, j
     tensors = _stored_tensors(result, plan, skeleton, index)
     install_block(block, tensors, plan, skeleton, index)
     streams.advance(block, index, result.outputs)
+    _warn_of_overflow(plan.config, streams.inputs.hidden[0], index, emit)
     path = block_file(run, index)
     digest = save_block(path, tensors)
     emit(
@@ -177,6 +178,18 @@ def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, j
             str(path.relative_to(run.path)), digest, peak_host_bytes(), peak_device_bytes(),
         )
     )  # fmt: skip
+
+
+def _warn_of_overflow(config: RunConfig, hidden: torch.Tensor, index: int, emit: EventSink) -> None:
+    """The AWQ format is float16, whatever the model was made in: say where its readers will see infinities."""
+    loudest, limit = float(hidden.abs().max()), torch.finfo(torch.float16).max
+    if config.format is Format.AWQ and loudest > limit:
+        emit(
+            e.Warned(
+                f"block {index}: hidden states reach {loudest:.0f}, above float16's {limit:.0f}; programs that run AWQ "
+                "files in float16 will fail, --format compressed-tensors keeps bfloat16"
+            )
+        )
 
 
 class _Streams:

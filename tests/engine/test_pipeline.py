@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from tiny_model import write_tiny_model
 
 from awq_engine import block_folds, block_rounding
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
-from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified
+from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified, Warned
 from awq_engine.formats.stated import read_quantization
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
@@ -244,6 +245,21 @@ def test_bfloat16_model(make_run: Callable[..., Run], tmp_path: Path):
 
     assert written.tensors["model.layers.0.input_layernorm.weight"].dtype == "BF16"
     assert sum(isinstance(event, FoldTested) and event.accepted for event in events) == 8
+
+
+def test_hidden_states_beyond_float16_are_warned_of(make_run: Callable[..., Run], tmp_path: Path):
+    """Norms make such a model work in bfloat16; readers of the AWQ format compute in float16."""
+    model = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 2**20
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+    def warnings(**options: Any) -> list[str]:
+        events = finish(make_run(model=str(model), output=str(tmp_path / options["format"]), **options))
+        return [event.message for event in events if isinstance(event, Warned) and "float16" in event.message]
+
+    assert len(warnings(format=Format.AWQ)) == 2
+    assert warnings(format=Format.COMPRESSED_TENSORS) == []
 
 
 def test_several_shards(make_run: Callable[..., Run], model: Path, monkeypatch: pytest.MonkeyPatch):
