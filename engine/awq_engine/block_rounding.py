@@ -85,8 +85,10 @@ def _warn_of_few(
     job: BlockJob, groups: Family, found: list[InputStatistics], experts: Mapping[str, ExpertLinear]
 ) -> None:
     """Say which experts saw too few tokens, and what their linears are rounded by."""
+    if groups[0].consumers[0] not in experts:
+        return
     few = {experts[g.consumers[0]].number: s.n_tokens for g, s in zip(groups, found, strict=True) if few_tokens(s)}
-    if groups[0].consumers[0] not in experts or not few:
+    if not few:
         return
     roles = " and ".join(experts[name].name for name in groups[0].consumers)
     numbers = ", ".join(map(str, list(few)[:8])) + (", ..." if len(few) > 8 else "")

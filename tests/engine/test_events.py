@@ -20,6 +20,7 @@ VALUES: dict[object, st.SearchStrategy] = {
     str: st.text(),
     bool: st.booleans(),
     float | None: st.none() | FLOATS,
+    int | None: st.none() | st.integers(),
     list[str]: st.lists(st.text(), max_size=3),
     list[list[str]]: st.lists(st.lists(st.text(), max_size=2), max_size=3),
     list[list[float]]: st.lists(st.lists(FLOATS, max_size=2), max_size=3),
