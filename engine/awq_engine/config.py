@@ -87,8 +87,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
         _check_choice("bit width", self.bits, SUPPORTED_BITS)
-        if self.group_size < 1 and self.group_size != -1:
-            raise UsageError(f"A group size of {self.group_size} is not possible; choose 1 or more, or -1 for the row.")
+        _check_group_size(self.group_size)
         if problem := bits_problem(self.format, self.bits):
             raise UsageError(problem)
         for name, value in (("samples", self.samples), ("sequence length", self.seq_len)):
@@ -150,7 +149,12 @@ def _check_override(override: Override, layout: Format) -> None:
     if override.bits is not None:
         _check_choice("bit width", override.bits, SUPPORTED_BITS)
     if override.group_size is not None:
-        _check_choice("group size", override.group_size, GROUP_SIZES)
+        _check_group_size(override.group_size)
+
+
+def _check_group_size(group_size: int) -> None:
+    if group_size < 1 and group_size != -1:
+        raise UsageError(f"A group size of {group_size} is not possible; choose 1 or more, or -1 for the row.")
 
 
 def _check_choice(what: str, value: int, choices: tuple[int, ...]) -> None:

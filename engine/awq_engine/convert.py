@@ -36,7 +36,13 @@ PART_BYTES = 1 << 30
 Progress = Callable[[str, int, int], None]
 """What is being done, and how much of it is done, of how much."""
 COPIED_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
-NOT_COPIED = ("config.json", "model.safetensors.index.json", "quant_config.json", "quantize_config.json")
+NOT_COPIED = (
+    "config.json",
+    "model.safetensors.index.json",
+    "quant_config.json",
+    "quantize_config.json",
+    "quantization_report.json",
+)
 """Written anew, or a description of the old format."""
 
 

@@ -22,7 +22,7 @@ from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.formats.limits import misfit, packed_bytes
-from awq_engine.recipe import recipe_of
+from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS, recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.state import RunState, replay
@@ -296,6 +296,9 @@ def _fixed_bytes(linears: list[BlockLinear], config: RunConfig) -> int:
     grams = 4 * (widest**2 + 3 * narrowest**2)
     searched = 6 * 4 * 2 * max((linear.numel for linear in largest), default=0) if recipe.scales else 0
     solved = 4 * 3 * widest**2 if recipe.drift else 4 * widest**2 if recipe.feedback else 0
+    if recipe.sensitivity:
+        grams += sum(4 * linear.out_features * min(linear.out_features, OUTPUT_BLOCK) for linear in largest)
+        grams += 4 * 4 * min(SENSITIVITY_TOKENS, config.samples * config.seq_len) * narrowest
     return RUNTIME_BYTES + 4 * weights + stored + grams + max(searched, weights + solved)
 
 

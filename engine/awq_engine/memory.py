@@ -52,6 +52,8 @@ def _cgroup() -> int | None:
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        used -= int(counts.get("inactive_file", 0))  # cached files, given up when memory is asked for
         return None if limit == "max" else max(0, int(limit) - used)
     except (OSError, ValueError):
         return None

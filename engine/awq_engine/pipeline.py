@@ -31,7 +31,7 @@ from awq_engine.card import model_card
 from awq_engine.checkpoint import Checkpoint, read_checkpoint, read_header
 from awq_engine.config import Format, RunConfig
 from awq_engine.disk import check_disk
-from awq_engine.errors import BadInputError, InterruptedRunError, first_line
+from awq_engine.errors import BadInputError, InterruptedRunError, as_known_error, first_line
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.format import size
@@ -92,7 +92,7 @@ def execute(run: Run, emit: EventSink) -> None:
     check_fingerprint(run, take_fingerprint(checkpoint, calibration, skeleton.device))
     emit(_calibration_event(calibration))
     if config.target_bpw:
-        progress = throttled(lambda done, total: emit(e.PhaseProgress("measuring", done, total)))
+        progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("measuring", done, total))))
         warn = lambda sentence: emit(e.Warned(sentence))  # noqa: E731
         plan = make_plan(meet_target(run, config, skeleton, calibration.ids, progress, warn), skeleton)
         _announce(plan, emit)
@@ -152,10 +152,12 @@ def _hidden_store(run: Run, checkpoint: Checkpoint, emit: EventSink) -> NewBatch
 
 
 def _measure_sensitivity(run: Run, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> Sensitivity | None:
-    progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
+    progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total))))
     try:
         return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress)
     except RuntimeError as error:  # such as an operation without a derivative
+        if as_known_error(error):
+            raise
         why = f"gradients cannot be carried through this model ({first_line(error)})"
         emit(e.Warned(f"{why}; blocks are rounded as by the preset balanced"))
         return None
@@ -406,6 +408,16 @@ def _already_published(run: Run, config: RunConfig) -> bool:
         return read_report(Path(config.output))["result"].get("run_id") == run.id
     except (BadInputError, KeyError, AttributeError):
         return False
+
+
+def _cancellable(run: Run, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """`report`, and the moment to stop where a cancel was asked for."""
+
+    def call(done: int, total: int) -> None:
+        _raise_if_cancelled(run)
+        report(done, total)
+
+    return call
 
 
 def _raise_if_cancelled(run: Run) -> None:

@@ -34,7 +34,7 @@ from awq_engine.statistics import ROWS, InputStatistics
 from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
 
-CHECK_TOKENS = 8192
+CHECK_TOKENS = 4096
 """Calibration tokens on which a block is compared with plain rounding."""
 
 

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 
 from awq_engine.config import Method, Preset, RunConfig
 
+SENSITIVITY_TOKENS = 8192
+"""Calibration tokens whose gradients are looked at."""
+OUTPUT_BLOCK = 1024
+"""Outputs whose gradients are correlated with one another; more would take more memory than the layer itself."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -12,6 +12,7 @@ time, and wait on disk until their block's turn comes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from awq_engine.capture import BlockCall, capture_inputs, loaded_head
 from awq_engine.carried import Carried
+from awq_engine.disk import check_disk
+from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS
 from awq_engine.runs import write_atomically
 from awq_engine.skeleton import Skeleton
 
-SENSITIVITY_TOKENS = 8192
-"""Calibration tokens whose gradients are looked at."""
-OUTPUT_BLOCK = 1024
-"""Outputs whose gradients are correlated with one another; more would take more memory than the layer itself."""
+HEAD_TOKENS = 256
+"""Tokens that go through the head at once: bounds the memory of their logits."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def measure_sensitivity(
         progress: told (done, total) in block passes.
     Raises:
         RuntimeError: gradients cannot be carried through this model; says why.
+        ResourceError: the disk has no room for them.
     """
     ids = ids[: max(1, SENSITIVITY_TOKENS // ids.shape[1])]
     inputs = capture_inputs(skeleton, list(ids.split(1)))
@@ -99,6 +102,7 @@ def measure_sensitivity(
         raise RuntimeError("its blocks hand on more than hidden states")
     n_blocks = len(skeleton.blocks)
     if not all(_gradient_file(folder, index).is_file() for index in range(n_blocks)):
+        check_disk(folder, 4 * n_blocks * ids.numel() * inputs.hidden[0].shape[-1], "the prediction's gradients")
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(n_blocks):
             _save(_hidden_file(folder, index), list(inputs.hidden))
@@ -134,11 +138,19 @@ def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: list[torch.Te
     gradients = []
     with loaded_head(skeleton, ids) as logits:
         for row, last in zip(ids.split(1), hidden, strict=True):
-            last = last.to(skeleton.device).requires_grad_()
-            log_p = logits(row, last)[0].log_softmax(-1)
-            drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
-            gradients += torch.autograd.grad(log_p.gather(-1, drawn).sum(), last)
+            found: list[torch.Tensor] = []
+            for tokens, part in zip(row.split(HEAD_TOKENS, 1), last.split(HEAD_TOKENS, 1), strict=True):
+                part = part.to(skeleton.device).requires_grad_()
+                log_p = logits(tokens, part)[0].log_softmax(-1)
+                drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+                found += torch.autograd.grad(log_p.gather(-1, drawn).sum(), part)
+            gradients.append(torch.cat(found, 1))
     return gradients
+
+
+def _reproducible(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The fast attention kernels of CUDA add gradients up in no fixed order."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @torch.enable_grad()
@@ -148,7 +160,9 @@ def _input_gradients(
     found: list[torch.Tensor] = []
     for hidden, call, gradient in zip(load_file(hidden_file)["rows"].split(1), calls, gradients, strict=True):
         hidden = hidden.to(gradient.device, torch.float32).requires_grad_()
-        found += torch.autograd.grad(call.run(block, hidden, Carried())[0], hidden, gradient)
+        with _reproducible(hidden.device):
+            output, _ = call.run(block, hidden, Carried())
+        found += torch.autograd.grad(output, hidden, gradient)
     return found
 
 
@@ -164,10 +178,13 @@ def _linear_calls(
 
     handles = [block.get_submodule(name).register_forward_hook(recorder(name)) for name in names]
     try:
-        result, _ = call.run(block, hidden.requires_grad_(), Carried())
+        with _reproducible(hidden.device):
+            result, _ = call.run(block, hidden.requires_grad_(), Carried())
     finally:
         for handle in handles:
             handle.remove()
     reached = [call for call in outputs if call[2].requires_grad]
+    if not reached:
+        return []
     gradients = torch.autograd.grad(result, [output for _, _, output in reached], gradient, allow_unused=True)
     return [(name, x, g) for (name, x, _), g in zip(reached, gradients, strict=True) if g is not None]

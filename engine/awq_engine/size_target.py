@@ -8,7 +8,8 @@ everything after it knows only those. They are kept in the run's directory: a re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from torch import nn
 
 from awq_engine.allocation import Option, allocate
 from awq_engine.config import RunConfig
-from awq_engine.errors import BadInputError, first_line
+from awq_engine.errors import BadInputError, as_known_error, first_line
 from awq_engine.formats.limits import LIMITS, Format, misfit, packed_bytes
 from awq_engine.fused import by_site
 from awq_engine.overrides import Override, deciding_override
 from awq_engine.plan import LinearPlan, make_plan
+from awq_engine.recipe import recipe_of
 from awq_engine.rounding_cost import Costs, rounding_costs
 from awq_engine.runs import Run, write_atomically
 from awq_engine.sensitivity import Sensitivity, measure_sensitivity
@@ -51,6 +53,8 @@ def meet_target(
     if not path.exists():
         chosen = choose_overrides(config, skeleton, ids, run.gradients_dir, progress, warn)
         write_atomically(path, (json.dumps(chosen, indent=2) + "\n").encode())
+        if not recipe_of(config).sensitivity:
+            shutil.rmtree(run.gradients_dir, ignore_errors=True)
     chosen = json.loads(path.read_bytes())
     return replace(config, target_bpw=0.0, overrides=(*chosen, *config.overrides))
 
@@ -73,9 +77,14 @@ def choose_overrides(
     return [
         str(_override(key, chosen[site].spec))
         for site, keys in by_site(by_key).items()
+        if chosen[site].spec != _uniform(config) and not _ruled(config, keys)
         for key in keys
-        if chosen[site].spec != _uniform(config) and deciding_override(config.overrides, key) is None
     ]
+
+
+def _ruled(config: RunConfig, keys: Iterable[str]) -> bool:
+    """Whether a person's override decides for any of these linears, and so for none of them the target."""
+    return any(deciding_override(config.overrides, key) for key in keys)
 
 
 def candidates(config: RunConfig) -> list[QuantSpec | None]:
@@ -111,6 +120,7 @@ def _measure(
         with skeleton.loaded_block(index) as block:
             found = rounding_costs(block, index, present, specs, sensitivity)
         costs |= {linear.key: found[linear.name] for linear in linears if linear.block == index}
+        progress(index + 1, len(names))
     return costs
 
 
@@ -120,6 +130,8 @@ def _sensitivity(
     try:
         return measure_sensitivity(skeleton, ids, folder, config.seed, progress)
     except RuntimeError as error:
+        if as_known_error(error):
+            raise
         raise BadInputError(
             f"Gradients cannot be carried through this model ({first_line(error)}), so what rounding costs cannot be "
             "measured; choose with --override instead of --target-bpw."
@@ -128,7 +140,7 @@ def _sensitivity(
 
 def _options(config: RunConfig, linears: list[LinearPlan], losses: dict[str, Costs]) -> list[Option]:
     """The ways to treat the linears of one site alike; one when a person's override decides for any of them."""
-    if any(deciding_override(config.overrides, linear.key) for linear in linears):
+    if _ruled(config, [linear.key for linear in linears]):
         specs = [spec_of(config, linear.key) for linear in linears]
         return [_option(config.format, linears, specs, losses)]
     found = [spec for spec in candidates(config) if all(spec is None or spec in losses[x.key] for x in linears)]

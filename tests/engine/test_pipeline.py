@@ -262,6 +262,27 @@ def test_hidden_states_beyond_float16_are_warned_of(make_run: Callable[..., Run]
     assert warnings(format=Format.COMPRESSED_TENSORS) == []
 
 
+def test_a_block_that_stays_as_it_is_under_best(make_run: Callable[..., Run]):
+    """There is no gradient to ask for where nothing is rounded."""
+    run = make_run(preset=Preset.BEST, overrides=("model.layers.0.*=skip",))
+    result = [event.result for event in finish(run) if isinstance(event, RunFinished)]
+
+    assert result[0]["linears"] == 7
+
+
+def test_gradients_that_memory_is_too_small_for_end_the_run(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+):
+    """Going on without them would make other weights than a resumed run that finds the memory."""
+
+    def too_much(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("awq_engine.pipeline.measure_sensitivity", too_much)
+    with pytest.raises(RuntimeError, match="allocate"):
+        finish(make_run(preset=Preset.BEST))
+
+
 def test_several_shards(make_run: Callable[..., Run], model: Path, monkeypatch: pytest.MonkeyPatch):
     """Large outputs are split, and the index names every tensor."""
     monkeypatch.setattr("awq_engine.writer.SHARD_BYTES", 100_000)

@@ -120,7 +120,7 @@ def settings(specs: Mapping[str, QuantSpec], kept: list[str], *, version: int = 
     }
     return {
         "quant_method": "gptq", "bits": common.bits, "group_size": common.group_size, "desc_act": False,
-        "sym": common.symmetric, "lm_head": False, "true_sequential": True,
+        "sym": common.symmetric, "lm_head": any(name.endswith("lm_head") for name in specs), "true_sequential": True,
         "checkpoint_format": "gptq" if version == 1 else "gptq_v2", "dynamic": dynamic or None,
         "meta": {"quantizer": ["awq-tui"]},
     }  # fmt: skip
