@@ -119,6 +119,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 UNHANDLED: dict[str, str] = {
+    "prophetnet": "read back, its checkpoint computes something else; verification refuses to publish it",
+    "qwen3_next": "folds change the tiny model's logits by 1.3e-4 of the largest, just above what is allowed",
+    "qwen4_exp": "no tiny config was found that transformers can build",
     "deepseek_v4": "its tiny checkpoint has no final norm under the name that transformers seeks",
     "dots3_note": "no tiny config was found that passes its own checks",
     "dots3_note_text": "no tiny config was found that passes its own checks",
