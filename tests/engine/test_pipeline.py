@@ -167,7 +167,7 @@ def test_same_run_twice_gives_the_same_bytes(make_run: Callable[..., Run], tmp_p
     assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
 
 
-@pytest.mark.parametrize("preset", [Preset.FAST, Preset.BEST])
+@pytest.mark.parametrize("preset", [pytest.param(Preset.FAST, marks=pytest.mark.slow), Preset.BEST])
 def test_kill_at_every_event_and_resume(make_run: Callable[..., Run], tmp_path: Path, preset: Preset):
     """An engine killed right after any kind of event resumes to byte-identical output."""
     runs = {kind: make_run(output=str(tmp_path / kind), preset=preset) for kind in ["none", *KILLABLE]}
