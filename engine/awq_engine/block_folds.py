@@ -34,12 +34,6 @@ INVARIANCE_TOLERANCE = 1e-4
 """Allowed change of the block's update by a fold, relative RMS; float32 noise is about 1e-6."""
 SEARCH_ROWS = 1 << 14
 """Rows of weights on which the scale of a norm with many readers is searched."""
-CHECK_TOKENS = 8192
-"""Calibration tokens on which a block is compared with plain rounding."""
-SEARCH_ROWS = 1 << 14
-"""Rows of weights on which the scale of a norm with many readers is searched."""
-CHECK_TOKENS = 8192
-"""Calibration tokens on which a block is compared with plain rounding."""
 
 
 def fold_sites(job: BlockJob, bench: Bench, sites: list[Family], statistics: dict[str, InputStatistics]) -> None:
@@ -49,7 +43,7 @@ def fold_sites(job: BlockJob, bench: Bench, sites: list[Family], statistics: dic
     for family in sites:
         job.checkpoint_cancel()
         probe = find_fold(
-            job.block, _storable_producers(job, family[0], experts), lambda: job.handed_on(), job.head_dim, job.seed,
+            job.block, _storable_producers(job, family[0], experts), job.handed_on, job.head_dim, job.seed,
             lambda fold, family=family: folds_like(fold, family, experts),
         )  # fmt: skip
         if probe.fold is None:
@@ -92,7 +86,7 @@ def _fold_shared_norm(job: BlockJob, bench: Bench, sites: list[Family], family: 
     """Fold one scale into a norm that feeds several sites, or a site and modules that stay in floats (routers)."""
     for fold in _shared_norms(job, sites, family[0]):
         norm = job.block.get_submodule(fold.producer)
-        moments = collect_output_statistics(norm, fold.width, lambda: job.run_through(), job.inputs.token_weights)
+        moments = collect_output_statistics(norm, fold.width, job.run_through, job.inputs.token_weights)
         sample = _sampled_rows(bench, fold.consumers)
         choice = choose_scale(fold, sample, moments, [job.specs[name] for name in fold.consumers])
         job.emit(e.FoldTested(job.index, fold.producer, list(fold.consumers), True, 0.0, ""))
@@ -109,7 +103,7 @@ def _shared_norms(job: BlockJob, sites: list[Family], group: InputGroup) -> Iter
     """Norms that feed `group` and others, as folds with all their readers."""
     for norm in norms_before(job.block, group):
         for kind in (FoldKind.NORM, FoldKind.UNIT_OFFSET_NORM):
-            readers = find_readers(job.block, norm, kind, lambda: job.handed_on(), job.seed)
+            readers = find_readers(job.block, norm, kind, job.handed_on, job.seed)
             fed = [site for site in sites if any(name in readers for g in site for name in g.consumers)]
             consumers = tuple(name for site in fed for g in site for name in g.consumers)
             passive = tuple(name for name in readers if name not in consumers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from awq_engine.quantize import QParams, choose_qparams, group_ranges
+from awq_engine.quantize import QParams, choose_qparams, group_ranges, snap_
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
@@ -77,8 +77,8 @@ class _Ranges:
         """Output error of each row and group, float32 [rows, n_groups]."""
         qparams = choose_qparams(self._full_low * low, self._full_high * high, self._spec)
         scale, zero = qparams.scale[..., None], qparams.zero_point[..., None]
-        q = (self._groups / scale).round_().add_(zero).clamp_(0, self._spec.levels)
-        difference = q.sub_(zero).mul_(scale).sub_(self._groups).transpose(0, 1)  # [n_groups, rows, group_size]
+        snapped = snap_(self._groups / scale, scale, zero, self._spec.levels)
+        difference = snapped.sub_(self._groups).transpose(0, 1)  # [n_groups, rows, group_size]
         return (torch.bmm(difference, self._gram) * difference).sum(-1).T
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from awq_engine.cholesky import damped_factor
-from awq_engine.quantize import QParams
+from awq_engine.quantize import QParams, snap_
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import ROWS, InputStatistics
 
@@ -69,6 +69,6 @@ def _round_rows(
         for i in reversed(range(start, stop)):
             column, scale, zero = target[i - start], scales[groups[i]], zeros[groups[i]]
             column.addmv_(errors[i + 1 : stop].T, factor[i, i + 1 : stop])
-            column.div_(scale).round_().add_(zero).clamp_(0, spec.levels).sub_(zero).mul_(scale)
+            snap_(column.div_(scale), scale, zero, spec.levels)
             errors[i] -= column
         rounded[:, order[start:stop]] = target.T

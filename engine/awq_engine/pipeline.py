@@ -31,7 +31,7 @@ from awq_engine.card import model_card
 from awq_engine.checkpoint import Checkpoint, read_checkpoint, read_header
 from awq_engine.config import Format, RunConfig
 from awq_engine.disk import check_disk
-from awq_engine.errors import BadInputError, InterruptedRunError, as_known_error, first_line
+from awq_engine.errors import BadInputError, InterruptedRunError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.format import size
@@ -48,7 +48,7 @@ from awq_engine.report import build_report, read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
 from awq_engine.runtime import pick_device
-from awq_engine.sensitivity import Sensitivity, measure_sensitivity
+from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.size_target import meet_target
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.skip_list import skip_list
@@ -93,8 +93,8 @@ def execute(run: Run, emit: EventSink) -> None:
     emit(_calibration_event(calibration))
     if config.target_bpw:
         progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("measuring", done, total))))
-        warn = lambda sentence: emit(e.Warned(sentence))  # noqa: E731
-        plan = make_plan(meet_target(run, config, skeleton, calibration.ids, progress, warn), skeleton)
+        met = meet_target(run, config, skeleton, calibration.ids, progress, lambda text: emit(e.Warned(text)))
+        plan = make_plan(met, skeleton)
         _announce(plan, emit)
     probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights)
     write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
@@ -155,10 +155,8 @@ def _measure_sensitivity(run: Run, skeleton: Skeleton, ids: torch.Tensor, emit: 
     progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total))))
     try:
         return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress)
-    except RuntimeError as error:  # such as an operation without a derivative
-        if as_known_error(error):
-            raise
-        why = f"gradients cannot be carried through this model ({first_line(error)})"
+    except NoGradientsError as error:
+        why = f"gradients cannot be carried through this model ({error})"
         emit(e.Warned(f"{why}; blocks are rounded as by the preset balanced"))
         return None
 

@@ -59,8 +59,12 @@ def choose_qparams(low: torch.Tensor, high: torch.Tensor, spec: QuantSpec) -> QP
 def round_to_grid(weight: torch.Tensor, qparams: QParams, spec: QuantSpec) -> torch.Tensor:
     """The nearest grid value of every weight, float32 [out, in]."""
     scale, zero = qparams.scale[..., None], qparams.zero_point[..., None]
-    q = (spec.grouped(weight) / scale).round_().add_(zero).clamp_(0, spec.levels)
-    return q.sub_(zero).mul_(scale).view_as(weight)
+    return snap_(spec.grouped(weight) / scale, scale, zero, spec.levels).view_as(weight)
+
+
+def snap_(quotient: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, levels: int) -> torch.Tensor:
+    """The nearest grid values, in the place of `quotient`: values divided by their scale; all shapes broadcast."""
+    return quotient.round_().add_(zero).clamp_(0, levels).sub_(zero).mul_(scale)
 
 
 def round_to_nearest(weight: torch.Tensor, spec: QuantSpec) -> torch.Tensor:

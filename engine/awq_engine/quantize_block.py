@@ -42,7 +42,7 @@ CHECK_TOKENS = 4096
 def quantize_block(job: BlockJob) -> BlockResult:
     """Quantize one block; the block is left holding the dequantized weights."""
     bench = Bench(Originals(job.block))
-    traced = input_groups(job.block, list(job.specs), lambda: job.probe_forward())
+    traced = input_groups(job.block, list(job.specs), job.probe_forward)
     job, sites = _settle_uncalled(job, families(job.block, traced, job.specs))
     if job.sensitivity is not None:
         bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
@@ -83,7 +83,7 @@ def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputSt
 def _settle_uncalled(job: BlockJob, sites: list[Family]) -> tuple[BlockJob, list[Family]]:
     """Linears that never run get groups of their own, or leave the job where they have to stay in floats."""
     idle = uncalled(job.specs, [group for family in sites for group in family])
-    floats = read_past_module(job.block, idle, lambda: job.handed_on())
+    floats = read_past_module(job.block, idle, job.handed_on)
     unseen = [name for name in idle if name not in floats]
     if floats:
         job.emit(

@@ -25,12 +25,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from awq_engine.capture import BlockCall, capture_inputs, loaded_head
 from awq_engine.carried import Carried
 from awq_engine.disk import check_disk
+from awq_engine.errors import as_known_error, first_line
 from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS
 from awq_engine.runs import write_atomically
 from awq_engine.skeleton import Skeleton
 
 HEAD_TOKENS = 256
 """Tokens that go through the head at once: bounds the memory of their logits."""
+
+
+class NoGradientsError(Exception):
+    """Gradients cannot be carried through a model; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,24 @@ def measure_sensitivity(
         folder: where they wait; gradients that are there already are not made again.
         progress: told (done, total) in block passes.
     Raises:
-        RuntimeError: gradients cannot be carried through this model; says why.
+        NoGradientsError: they cannot be carried through this model; says why.
         ResourceError: the disk has no room for them.
     """
+    try:
+        return _carry_gradients(skeleton, ids, folder, seed, progress)
+    except RuntimeError as error:  # such as an operation without a derivative
+        if as_known_error(error):
+            raise
+        raise NoGradientsError(first_line(error)) from error
+
+
+def _carry_gradients(
+    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None]
+) -> Sensitivity:
     ids = ids[: max(1, SENSITIVITY_TOKENS // ids.shape[1])]
     inputs = capture_inputs(skeleton, list(ids.split(1)))
     if inputs.handover is not None:
-        raise RuntimeError("its blocks hand on more than hidden states")
+        raise NoGradientsError("its blocks hand on more than hidden states")
     n_blocks = len(skeleton.blocks)
     if not all(_gradient_file(folder, index).is_file() for index in range(n_blocks)):
         check_disk(folder, 4 * n_blocks * ids.numel() * inputs.hidden[0].shape[-1], "the prediction's gradients")

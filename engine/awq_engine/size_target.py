@@ -18,7 +18,7 @@ from torch import nn
 
 from awq_engine.allocation import Option, allocate
 from awq_engine.config import RunConfig
-from awq_engine.errors import BadInputError, as_known_error, first_line
+from awq_engine.errors import BadInputError
 from awq_engine.formats.limits import LIMITS, Format, misfit, packed_bytes
 from awq_engine.fused import by_site
 from awq_engine.overrides import Override, deciding_override
@@ -26,7 +26,7 @@ from awq_engine.plan import LinearPlan, make_plan
 from awq_engine.recipe import recipe_of
 from awq_engine.rounding_cost import Costs, rounding_costs
 from awq_engine.runs import Run, write_atomically
-from awq_engine.sensitivity import Sensitivity, measure_sensitivity
+from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.skeleton import Skeleton
 from awq_engine.spec import QuantSpec, spec_of
 
@@ -129,11 +129,9 @@ def _sensitivity(
 ) -> Sensitivity:
     try:
         return measure_sensitivity(skeleton, ids, folder, config.seed, progress)
-    except RuntimeError as error:
-        if as_known_error(error):
-            raise
+    except NoGradientsError as error:
         raise BadInputError(
-            f"Gradients cannot be carried through this model ({first_line(error)}), so what rounding costs cannot be "
+            f"Gradients cannot be carried through this model ({error}), so what rounding costs cannot be "
             "measured; choose with --override instead of --target-bpw."
         ) from error
 

@@ -19,7 +19,7 @@ import torch
 
 from awq_engine.cholesky import damped_factor
 from awq_engine.error_feedback import feedback_factor
-from awq_engine.quantize import QParams
+from awq_engine.quantize import QParams, snap_
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
@@ -122,7 +122,7 @@ class _Tiles:
         factor = torch.stack([self.along[c, c] for _, c in tiles], -1)[..., None]  # [column, from column, tile, 1]
         misses = torch.empty_like(base)
         for i in reversed(range(COLUMN_TILE)):
-            q = target[i].div_(scale[i]).round_().add_(zero[i]).clamp_(0, self.levels).sub_(zero[i]).mul_(scale[i])
+            q = snap_(target[i].div_(scale[i]), scale[i], zero[i], self.levels)
             torch.sub(base[i], q, out=misses[i])
             target[:i].addcmul_(factor[:i, i], misses[i])
         for number, tile in enumerate(tiles):

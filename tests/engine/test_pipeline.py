@@ -71,6 +71,21 @@ def finish(run: Run) -> list[Event]:
     return [record.event for record in run.records()]
 
 
+def stop_after_block(run: Run, block: int) -> BlockFinished:
+    """Execute the run until `block` is finished and cancel it there; ready to be resumed."""
+
+    class CancelAfterBlock(Journal):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, BlockFinished) and event.block == block:
+                run.request_cancel()
+
+    with CancelAfterBlock(run.journal_path) as emit, pytest.raises(InterruptedRunError, match="resume"):
+        execute(run, emit)
+    run.clear_cancel()
+    return [record.event for record in run.records() if isinstance(record.event, BlockFinished)][-1]
+
+
 def weights_of(folder: Path) -> dict[str, str]:
     """Name and SHA-256 of every file but the report, whose timings differ from run to run."""
     files = [file for file in sorted(folder.iterdir()) if file.name != "quantization_report.json"]
@@ -185,17 +200,8 @@ def test_kill_at_every_event_and_resume(make_run: Callable[..., Run], tmp_path: 
 def test_cancel_keeps_finished_blocks(make_run: Callable[..., Run]):
     """A cancelled run stops between steps, leaves no output, and resumes from its last finished block."""
     run = make_run()
-
-    class CancelAfterFirstBlock(Journal):
-        def __call__(self, event: Event) -> None:
-            super().__call__(event)
-            if isinstance(event, BlockFinished):
-                run.request_cancel()
-
-    with CancelAfterFirstBlock(run.journal_path) as emit, pytest.raises(InterruptedRunError, match="resume"):
-        execute(run, emit)
+    stop_after_block(run, 0)
     assert not Path(run.config().output).exists()
-    run.clear_cancel()
     events = finish(run)
 
     assert [event.block for event in events if isinstance(event, BlockFinished)] == [0, 1]
@@ -206,17 +212,8 @@ def test_damaged_block_is_done_again(make_run: Callable[..., Run], tmp_path: Pat
     finish(make_run(output=str(tmp_path / "good")))
     run = make_run(output=str(tmp_path / "bad"))
 
-    class DamageAndStop(Journal):
-        def __call__(self, event: Event) -> None:
-            super().__call__(event)
-            if isinstance(event, BlockFinished) and event.block == 1:
-                file = run.path / event.file
-                file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-                run.request_cancel()
-
-    with DamageAndStop(run.journal_path) as emit, pytest.raises(InterruptedRunError):
-        execute(run, emit)
-    run.clear_cancel()
+    file = run.path / stop_after_block(run, 1).file
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     finish(run)
 
     assert weights_of(tmp_path / "bad") == weights_of(tmp_path / "good")
@@ -278,7 +275,7 @@ def test_gradients_that_memory_is_too_small_for_end_the_run(
     def too_much(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("awq_engine.pipeline.measure_sensitivity", too_much)
+    monkeypatch.setattr("awq_engine.sensitivity.capture_inputs", too_much)
     with pytest.raises(RuntimeError, match="allocate"):
         finish(make_run(preset=Preset.BEST))
 
@@ -431,15 +428,7 @@ def test_hidden_states_on_disk_change_nothing(make_run: Callable[..., Run], tmp_
     finish(make_run(output=str(tmp_path / "memory"), preset=preset, max_memory=1 << 60))
     disk = make_run(output=str(tmp_path / "disk"), preset=preset, max_memory=1)
 
-    class CancelAfterFirstBlock(Journal):
-        def __call__(self, event: Event) -> None:
-            super().__call__(event)
-            if isinstance(event, BlockFinished) and event.block == 0:
-                disk.request_cancel()
-
-    with CancelAfterFirstBlock(disk.journal_path) as emit, pytest.raises(InterruptedRunError):
-        execute(disk, emit)
-    disk.clear_cancel()
+    stop_after_block(disk, 0)
     finish(disk)
 
     assert weights_of(tmp_path / "disk") == weights_of(tmp_path / "memory")
