@@ -22,12 +22,11 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 
-from zoo import Findings, examine, quiet, why_not  # noqa: E402
+from zoo import TOLERANCE, Findings, examine, quiet, why_not  # noqa: E402
 from zoo_configs import UNHANDLED, VISION_LANGUAGE, causal_types  # noqa: E402
 
 from awq_engine.errors import VerificationError  # noqa: E402
 
-TOLERANCE = 1e-4
 PAGE = ROOT / "docs" / "architectures.md"
 INTRODUCTION = f"""# Architectures
 
@@ -38,7 +37,8 @@ harness (`tests/engine/zoo.py`); nothing about any architecture is written down 
 For every type in the first two tables, four things held to within {TOLERANCE:g} of the largest logit: the blocks run
 one by one as the model does; with all folds applied and nothing rounded the model computes the same; the written
 checkpoint, loaded again, computes what was quantized, in transformers' own forward pass and through the integer
-kernels' reference.
+kernels' reference. (Where the original's own logits move further when each weight goes to the next float32 number, as
+through a recurrence, folds may move them as far: twice that is allowed.)
 
 *Linears* counts the kinds of quantized linears in a block. A *fold* is written producer → consumers; experts are
 written once, as `*`. *Stays* says what is in floats and why; widths there are those of the tiny model.
@@ -94,7 +94,7 @@ def _page(rows: dict[str, dict]) -> Iterator[str]:
 
 
 def _held(row: dict) -> bool:
-    return "error" not in row and max(row[m] for m in ("stream", "folded", "reloaded", "reference")) < TOLERANCE
+    return "error" not in row and Findings(**row).unlike is None
 
 
 def _table(rows: Iterator[dict]) -> Iterator[str]:

@@ -52,9 +52,10 @@ _BLOCK_WEIGHT = re.compile(r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\
 
 _FUSED_EXPERTS = re.compile(
     r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<experts>.*(?:experts|moe))"
-    r"\.(?P<linear>gate_up_proj|gate_proj|up_proj|down_proj|input_linear|output_linear)(?:\.weight)?"
+    r"\.(?P<linear>gate_up_proj|gate_proj|up_proj|down_proj|input_linear|output_linear|w13_weight|w2_weight)"
+    r"(?:\.weight)?"
 )
-FUSED_PAIRS = {"gate_up_proj": ("gate_proj", "up_proj"), "input_linear": ("gate_proj", "up_proj")}
+FUSED_PAIRS: dict[str, tuple[str, ...]] = dict.fromkeys(("gate_up_proj", "input_linear", "w13_weight"), ("gate_proj", "up_proj"))
 """Fused tensors that hold two linears of each expert."""
 
 
@@ -184,7 +185,7 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
 def _experts(tensor: TensorInfo, match: re.Match[str], hidden: int) -> Iterator[BlockLinear]:
     """The linears in a fused tensor [experts, ., .]; `hidden` tells its inputs from its outputs."""
     count, first, second = tensor.shape
-    down = match["linear"] in ("down_proj", "output_linear")
+    down = match["linear"] in ("down_proj", "output_linear", "w2_weight")
     in_features = first + second - hidden if down == (hidden in (first, second)) else hidden
     out_features = first * second // in_features
     names = FUSED_PAIRS.get(match["linear"], (match["linear"],))

@@ -1,6 +1,7 @@
 """Embeddings and head, which can be larger than any block, without ever holding one whole.
 
-A text uses few rows of an embedding: its table is allocated but not touched, and rows are read when they are asked for.
+A text uses few rows of an embedding: its table is allocated but not touched, and rows are read when they are asked
+for; a model that uses the table in another way gets it whole.
 A head is used once, for a handful of tokens: it is read and multiplied some rows at a time. Both read exactly the bytes
 they need from the file, widened to float32, so the numbers are those of the loaded model.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from awq_engine.checkpoint import TensorInfo
 from awq_engine.errors import BadInputError
@@ -54,25 +56,42 @@ def refuse_non_finite(info: TensorInfo) -> None:
         raise BadInputError(f"The tensor {info.name} holds NaN or infinite values; the model is damaged.")
 
 
-@contextlib.contextmanager
-def rows_on_demand(embedding: nn.Embedding, info: TensorInfo, device: torch.device) -> Iterator[None]:
-    """Inside, the embedding's table gets the rows that it is asked for just before it looks them up."""
-    table = torch.empty(info.shape, dtype=torch.float32, device=device)  # memory that is not touched is not taken
-    known = torch.zeros(info.shape[0], dtype=torch.bool)
+class TableOnDemand(torch.Tensor):
+    """An embedding's table, float32, of which a look-up reads only its rows; any other use of it reads all of them."""
 
-    def look_up(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows = (args[0] if args else kwargs["input"]).unique().long().cpu()
-        new = rows[~known[rows]]
+    _info: TensorInfo
+    _known: torch.Tensor
+    """bool [rows]: those that have been read."""
+
+    @classmethod
+    def of(cls, info: TensorInfo, device: torch.device) -> TableOnDemand:
+        """The table that is stored as `info`."""
+        table = torch.empty(info.shape, dtype=torch.float32, device=device)  # memory that is not touched is not taken
+        table = torch.Tensor._make_subclass(cls, table)
+        table._info, table._known = info, torch.zeros(info.shape[0], dtype=torch.bool)
+        table._is_param = True  # type: ignore[attr-defined] - modules know parameters by it
+        return table
+
+    def read(self, rows: torch.Tensor) -> None:
+        """Read those of the rows with these numbers, int64 [any], that have not been read."""
+        new = rows[~self._known[rows]]
         for row in new.tolist():
-            table[row] = read_rows(info, row, row + 1)[0].float()
-        known[new] = True
+            self[row] = read_rows(self._info, row, row + 1)[0].float()
+        self._known[new] = True
 
-    embedding.weight = nn.Parameter(table, requires_grad=False)
-    handle = embedding.register_forward_pre_hook(look_up, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.embedding:
+                given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+                given["weight"].read(given["input"].unique().long().cpu())
+            elif func.__name__ != "__get__" or isinstance(
+                func(*args), torch.Tensor
+            ):  # shape and the like hold no values
+                for table in (x for x in tree_leaves((args, kwargs)) if isinstance(x, cls)):
+                    table.read(torch.arange(len(table._known)))
+            return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

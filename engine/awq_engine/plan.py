@@ -172,7 +172,9 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             source = skeleton.sources.get(f"{path}.weight")
             linear = source.name.removesuffix(".weight") if source else path
             spec = spec_of(config, linear, skeleton.checkpoint.tensors[source.key].dtype if source else "")
-            if reason := _skip_reason(module, source, skeleton.checkpoint, config.format, spec):
+            shared = f"{path}.weight" in (*skeleton.shared, *skeleton.shared.values())
+            reason = "its weight is shared with another block" if shared else None
+            if reason := reason or _skip_reason(module, source, skeleton.checkpoint, config.format, spec):
                 skipped.append((linear, reason))
                 continue
             dtype = skeleton.checkpoint.tensors[skeleton.sources[f"{path}.weight"].key].dtype
@@ -220,8 +222,10 @@ def _warnings(
 def _skip_reason(
     module: nn.Linear, source: Source | None, checkpoint: Checkpoint, layout: Format, spec: QuantSpec | None
 ) -> str | None:
-    if source is None or not source.name.endswith(".weight"):
+    if source is None:
         return "stored fused with other weights in the checkpoint"
+    if not source.name.endswith(".weight"):
+        return "stored under a name that has no place for a scale and a zero point"
     if (dtype := checkpoint.tensors[source.key].dtype) not in FLOAT_DTYPES:
         return f"stored as {dtype}"
     return misfit(layout, spec.bits, module.out_features, module.in_features) if spec else None

@@ -27,7 +27,7 @@ from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.errors import BadInputError, as_known_error, first_line
 from awq_engine.linearize import linearize
-from awq_engine.outer import has_rows, rows_on_demand, streamed_head
+from awq_engine.outer import TableOnDemand, has_rows, streamed_head
 from awq_engine.sources import Source, find_sources
 
 
@@ -42,9 +42,12 @@ class Skeleton:
     targets: dict[str, str]
     """Checkpoint key -> parameter it fills, or the first of them."""
     sources: dict[str, Source]
-    """Parameter -> where it lies in the checkpoint; without those that transformers computes from what is stored."""
+    """Parameter -> where it lies in the checkpoint; without those that transformers computes from what is stored, and
+    those that blocks share: what one block would do to them, the others would not expect."""
     rebuilt: tuple[str, ...]
     """Parameters of linears that `linearize` put in the place of other modules."""
+    shared: dict[str, str]
+    """Parameter of a block -> the one of another block whose value it shares."""
     dtype: torch.dtype
     device: torch.device
     unpack: Callable[[str], torch.Tensor | None] = lambda key: None
@@ -119,13 +122,25 @@ class Skeleton:
     @contextlib.contextmanager
     def loaded_block(self, index: int) -> Iterator[nn.Module]:
         """One decoder block with its weights, emptied again at the end."""
-        block = self.blocks[index]
+        block, prefix = self.blocks[index], self.block_name(index) + "."
+        lent = {name: owner for name, owner in self.shared.items() if name.startswith(prefix)}
         try:
-            self.fill(self.block_keys(index))
+            owners = set(lent.values())
+            self.fill([*self.block_keys(index), *(key for key, target in self.targets.items() if target in owners)])
+            for name, owner in lent.items():
+                module, leaf = self._place(name)
+                module._parameters[leaf] = self.model.get_parameter(owner)
             _refuse_missing(block, self.block_name(index), self.checkpoint)
             yield block
         finally:
             _empty_parameters(block)
+            for owner in lent.values():
+                _empty_parameter(*self._place(owner))
+
+    def _place(self, parameter: str) -> tuple[nn.Module, str]:
+        """The module that has a parameter, and its name there."""
+        module, _, leaf = parameter.rpartition(".")
+        return self.model.get_submodule(module), leaf
 
     @contextlib.contextmanager
     def loaded_outer(self, head: bool = False) -> Iterator[PreTrainedModel]:
@@ -146,7 +161,7 @@ class Skeleton:
             with contextlib.ExitStack() as stack:
                 for module, info in streamed.values():
                     if isinstance(module, nn.Embedding):
-                        stack.enter_context(rows_on_demand(module, info, self.device))
+                        module._parameters["weight"] = TableOnDemand.of(info, self.device)  # type: ignore[assignment]
                 self.model.tie_weights()
                 self._refuse_missing_outer(set(outer) - set(streamed))
                 self._stand_in_for_towers()
@@ -156,8 +171,7 @@ class Skeleton:
                 yield self.model
         finally:
             for name in outer:
-                module_name, _, leaf = name.rpartition(".")
-                _empty_parameter(self.model.get_submodule(module_name), leaf)
+                _empty_parameter(*self._place(name))
 
     def _vocabularies(self) -> list[nn.Module]:
         """Embeddings that look up what they are called with; classes of their own may shift it first (positions)."""
@@ -203,8 +217,7 @@ class Skeleton:
     def _fill_rebuilt(self, key: str, stored: Any) -> None:
         """Read one checkpoint key into the parameters of rebuilt linears."""
         for name in self.rebuilt_by_key[key]:
-            module_name, _, leaf = name.rpartition(".")
-            module = self.model.get_submodule(module_name)
+            module, leaf = self._place(name)
             ndim = module._parameters[leaf].ndim  # pyright: ignore[reportOptionalMemberAccess]
             value = stored if isinstance(stored, torch.Tensor) else self.sources[name].take(stored, ndim)
             value = value.to(self.device, self.dtype).contiguous()
@@ -242,10 +255,20 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     original = model.state_dict()
     parts = linearize(model)
     found = find_sources(model, original, parts, checkpoint)
+    blocks_name = find_blocks(model)
+    shared = _shared_by_blocks(model, blocks_name)
+    sources = {n: s for n, s in found.parameters.items() if n not in shared and n not in shared.values()}
     return Skeleton(
-        model, checkpoint, find_blocks(model), found.targets, found.parameters, tuple(parts), torch.float32,
+        model, checkpoint, blocks_name, found.targets, sources, tuple(parts), shared, torch.float32,
         torch.device(device),
     )  # fmt: skip
+
+
+def _shared_by_blocks(model: PreTrainedModel, blocks_name: str) -> dict[str, str]:
+    """Parameters of blocks that are tied to those of other blocks."""
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    inside = f"{blocks_name}."
+    return {name: owner for name, owner in ties.items() if name.startswith(inside) and owner.startswith(inside)}
 
 
 def load_config(checkpoint: Checkpoint) -> Any:

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    Interleave,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     rename_source_key,
@@ -97,15 +99,18 @@ def find_sources(
                 key = found[-1][0]
                 parameters[target] = Source(key, key, tuple(state[target].shape))
             continue
-        if pattern is None:
-            shape = tuple(original[target].shape)
-            filled = {
-                name: Source(key, _written_name(key, name, parts[name], checkpoint.model_type), shape, parts[name])
-                for name in members[target].values()
-            }
-        else:
-            converter = next(c for c in converters if pattern in c.source_patterns)
+        converter = next((c for c in converters if pattern in c.source_patterns), None)
+        kinds = {type(operation) for operation in converter.operations} if converter else set()
+        if kinds <= {Transpose, Interleave}:
+            stored, whole = checkpoint.tensors[key].shape, tuple(original[target].shape)
+            filled = {}
+            for name in members[target].values():
+                part, shape = _rearranged(parts[name], converter, stored, whole)
+                filled[name] = Source(key, _written_name(key, name, part, checkpoint.model_type), shape, part)
+        elif converter is not None and kinds <= {MergeModulelist, Concatenate}:
             filled = _taken_apart(found, converter, members[target], state, parts, checkpoint.model_type)
+        else:
+            raise BadInputError(f"The experts in {key} are stored in a way that cannot be taken apart yet.")
         parameters |= filled
         for name, source in filled.items():
             targets.setdefault(source.key, name)
@@ -144,8 +149,6 @@ def _taken_apart(
 ) -> dict[str, Source]:
     """Sources of linears whose stored tensors `converter` puts together: each its own, or one for all experts."""
     kinds = {type(operation) for operation in converter.operations}
-    if not kinds <= {MergeModulelist, Concatenate}:
-        raise BadInputError(f"The experts in {found[0][0]} are stored in a way that cannot be taken apart yet.")
     filled: dict[str, Source] = {}
     for key, pattern in found:
         assert pattern is not None
@@ -160,6 +163,19 @@ def _taken_apart(
             elif (number, place) == (expert, position):
                 filled[name] = Source(key, key, shape)
     return filled
+
+
+def _rearranged(
+    part: Part, converter: WeightConverter | None, stored: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[Part, tuple[int, ...]]:
+    """`part` of a tensor that becomes the `whole` parameter when it is loaded, and the shape that tensor must have."""
+    for operation in converter.operations if converter else ():
+        if isinstance(operation, Interleave) and part.outputs is not None:
+            part = dataclasses.replace(part, outputs=slice(part.position, None, 2))
+        elif isinstance(operation, Transpose) and not (operation.check_dims and stored == whole):
+            part = dataclasses.replace(part, transposed=not part.transposed)
+            whole = (*whole[:-2], whole[-1], whole[-2])
+    return part, whole
 
 
 def _written_name(key: str, name: str, part: Part, model_type: str) -> str:

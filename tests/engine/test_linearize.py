@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2MoeConfig,
 )
+from zoo import checkpoint_class, quiet, write_model
 
 from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
@@ -28,6 +29,7 @@ from awq_engine.estimate import estimate
 from awq_engine.plan import make_plan
 from awq_engine.skeleton import Skeleton, build_skeleton
 
+SMALL = torch.arange(3, 35).view(1, 32)
 IDS = (torch.arange(3, 35).view(1, 32) * 7) % 2000
 SIZES: dict[str, Any] = {key: value for key, value in TINY.items() if key != "tie_word_embeddings"}
 HEADS = {**SIZES, "num_key_value_heads": 4}
@@ -71,13 +73,13 @@ def write(kind: str, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def streamed(skeleton: Skeleton) -> torch.Tensor:
+def streamed(skeleton: Skeleton, ids: torch.Tensor = IDS) -> torch.Tensor:
     """Logits of the linearized model, block by block."""
-    hidden = capture_inputs(skeleton, [IDS])
+    hidden = capture_inputs(skeleton, [ids])
     for index in range(len(skeleton.blocks)):
         with skeleton.loaded_block(index) as block:
             hidden.advance(block, index)
-    return finish_forward(skeleton, IDS, hidden.hidden[0])
+    return finish_forward(skeleton, ids, hidden.hidden[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,6 +113,22 @@ def test_every_value_of_the_checkpoint_is_used_once(kind: str, tmp_path: Path):
 
     for key, info in skeleton.checkpoint.tensors.items():
         assert used[key].numel() == info.numel == used[key].unique().numel(), key
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "inkling2_text", "zamba2", "prophetnet"])
+def test_what_is_stored_otherwise_than_it_is_used(model_type: str, tmp_path: Path):
+    """Experts stored transposed or interleaved, blocks that share weights, and a table read past its embedding."""
+    quiet()
+    folder = write_model(model_type, tmp_path)
+    with torch.no_grad():
+        expected = checkpoint_class(model_type).from_pretrained(folder, dtype=torch.float32)(input_ids=SMALL).logits
+
+    skeleton = build_skeleton(read_checkpoint(folder))
+
+    torch.testing.assert_close(streamed(skeleton, SMALL), expected, rtol=1e-5, atol=1e-5)
+    shared = {*skeleton.shared, *skeleton.shared.values()}
+    assert bool(shared) == (model_type == "zamba2")
+    assert shared.isdisjoint(skeleton.sources)
 
 
 def test_experts_are_written_one_by_one(tmp_path: Path):

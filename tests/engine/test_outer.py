@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from awq_engine import outer
 from awq_engine.checkpoint import TensorInfo, read_header
 from awq_engine.errors import BadInputError
-from awq_engine.outer import read_rows, refuse_non_finite, rows_on_demand, streamed_head
+from awq_engine.outer import TableOnDemand, read_rows, refuse_non_finite, streamed_head
 
 
 @pytest.fixture
@@ -33,11 +35,21 @@ def test_only_rows_in_use_are_read(stored: tuple[torch.Tensor, TensorInfo], monk
     read: list[int] = []
     monkeypatch.setattr(outer, "read_rows", lambda info, a, b: read.append(a) or read_rows(info, a, b))
     embedding = nn.Embedding(50, 6)
-    with rows_on_demand(embedding, info, torch.device("cpu")):
-        for ids in (torch.tensor([[3, 9], [9, 0]]), torch.tensor([9, 4])):
-            assert torch.equal(embedding(ids), weight.float()[ids])
+    embedding._parameters["weight"] = TableOnDemand.of(info, torch.device("cpu"))  # type: ignore[assignment]
+    for ids in (torch.tensor([[3, 9], [9, 0]]), torch.tensor([9, 4])):
+        assert torch.equal(embedding(ids), weight.float()[ids])
 
+    assert embedding.weight.shape == (50, 6)
     assert read == [0, 3, 9, 4]
+
+
+@pytest.mark.parametrize("use", [lambda w: w[1:3] * 2, lambda w: w + w, lambda w: torch.stack([w.data, w])])
+def test_a_table_used_otherwise_is_read_whole(stored: tuple[torch.Tensor, TensorInfo], use: Callable[..., Any]):
+    """Some models read the weight of an embedding past its module."""
+    weight, info = stored
+    table = TableOnDemand.of(info, torch.device("cpu"))
+
+    assert torch.equal(use(table), use(weight.float()))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -8,8 +8,6 @@ from zoo_configs import UNHANDLED, VISION_LANGUAGE, causal_types
 
 from awq_engine.config import Preset
 
-TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest logit; float32 noise is about 1e-6."""
 UNRELATED = 2**0.5
 """Root mean square difference of logits that have nothing to do with each other, relative to their size."""
 USUAL = (
@@ -27,10 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(found: Findings) -> None:
     assert found.linears
-    assert found.stream < TOLERANCE, "the captured arguments do not give the original model"
-    assert found.folded < TOLERANCE, "a fold changed the function"
-    assert found.reloaded < TOLERANCE, "the written checkpoint computes something else"
-    assert found.reference < TOLERANCE
+    assert found.unlike is None, found
     assert found.quantized < UNRELATED, "4 bits destroyed the model"
 
 

@@ -5,7 +5,8 @@ checkpoints have. No weight is one that a wrong fold could hide behind: norms ar
 `examine` quantizes it and measures four things against transformers' own forward pass:
 
     stream     the blocks run one after the other on captured arguments      = the original model
-    folded     the same with every fold applied with a random scale          = the original model
+    folded     the same with every fold applied with a random scale          = the original model, or as near to it as
+               the original is when its weights move by one float32 number (a recurrence can amplify that)
     reloaded   the written checkpoint, loaded again and run by transformers  = what the pipeline had in memory
     reference  the same through the integer kernels' reference               = the same
 """
@@ -39,6 +40,8 @@ from awq_engine.runtime import load_dequantized, load_model
 from awq_engine.skeleton import Skeleton, build_skeleton
 
 GROUP_SIZE = 32
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit; float32 noise is about 1e-6."""
 SEQUENCES, SEQ_LEN = 4, 48
 """More tokens than the widest linear has inputs; longer than the tiny sliding windows."""
 
@@ -58,11 +61,24 @@ class Findings:
     stream: float = float("nan")
     """Largest difference of a logit from the original's, relative to the largest logit."""
     folded: float = float("nan")
+    noise: float = float("nan")
+    """What becomes of the original's logits when every weight moves to the next float32 number: folds do that, too."""
     reloaded: float = float("nan")
     """The same, from the pipeline's own logits."""
     reference: float = float("nan")
     quantized: float = float("nan")
     """Root mean square change of the logits by quantization, relative to theirs: what 4 bits cost."""
+
+    @property
+    def unlike(self) -> str | None:
+        """The first of the four things that does not hold, in words."""
+        wrong = {
+            "the captured arguments do not give the original model": self.stream < TOLERANCE,
+            "a fold changed the function": self.folded < max(TOLERANCE, 2 * self.noise),
+            "the written checkpoint computes something else": self.reloaded < TOLERANCE,
+            "the kernels compute something else": self.reference < TOLERANCE,
+        }
+        return next((words for words, holds in wrong.items() if not holds), None)
 
 
 def write_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
@@ -118,7 +134,9 @@ def examine(model_type: str, folder: Path, preset: Preset = Preset.FAST) -> Find
     )  # fmt: skip
     plan = make_plan(config, skeleton)
     found = Findings(model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
-    original = load_dequantized(source).model(input_ids=ids[:1], use_cache=False).logits
+    loaded = load_dequantized(source).model
+    original = loaded(input_ids=ids[:1], use_cache=False).logits
+    found.noise = difference(_nudged(loaded)(input_ids=ids[:1], use_cache=False).logits, original)
     found.stream = difference(streamed(skeleton, plan, ids[:1]), original)
     found.folded = difference(streamed(skeleton, plan, ids[:1], fold=True), original)
     own = _run(config, plan, skeleton, ids, found)
@@ -128,6 +146,13 @@ def examine(model_type: str, folder: Path, preset: Preset = Preset.FAST) -> Find
     reference = load_model(folder / "output", backend="reference").model(input_ids=ids[:1], use_cache=False).logits
     found.reference = difference(reference, own)
     return found
+
+
+def _nudged(model: nn.Module) -> nn.Module:
+    """The model with every weight one float32 number further."""
+    for parameter in model.parameters():
+        parameter.copy_(torch.nextafter(parameter, torch.randn_like(parameter) * torch.inf))
+    return model
 
 
 def quiet() -> None:
