@@ -7,12 +7,21 @@ rule. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("in_proj_qkv", "in_proj_z"))
-"""Roles that become one matrix where they lie side by side."""
+JOINED = {
+    ("q_proj", "k_proj", "v_proj"): "qkv_proj",
+    ("gate_proj", "up_proj"): "gate_up_proj",
+    ("w1", "w3"): "gate_up_proj",
+    ("in_proj_qkv", "in_proj_z"): "in_proj_qkvz",
+    ("in_proj_b", "in_proj_a"): "in_proj_ba",
+    ("q_a_proj", "kv_a_proj_with_mqa"): "fused_qkv_a_proj",
+}
+"""Roles that become one matrix where they lie side by side, and its name there (`packed_modules_mapping` in vLLM)."""
 EXPERTS = ".experts."
+EXPERT_ROLES = ("gate_proj", "up_proj", "down_proj")
+"""What vLLM calls the linears of an expert when it looks for their settings, whatever their names are."""
 
 T = TypeVar("T")
 
@@ -24,6 +33,11 @@ def site(key: str) -> str:
         return key.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
     joined = next((roles for roles in JOINED if role in roles), (role,))
     return f"{parent}.{'+'.join(joined)}"
+
+
+def joined_name(roles: Collection[str]) -> str | None:
+    """What the matrix made of these roles is called; None for those that stay alone."""
+    return next((name for parts, name in JOINED.items() if len(roles) > 1 and set(roles) <= set(parts)), None)
 
 
 def by_site(keys: Iterable[str]) -> dict[str, list[str]]:

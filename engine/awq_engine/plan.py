@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from awq_engine.architecture import outside_parts
+from awq_engine.architecture import head_dim, outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
@@ -89,7 +89,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in linears)
     if config.target_bpw:
         packed = int(config.target_bpw * (weights + left_out.weights) / 8) - left_out.n_bytes
-    refused = marlin_refusals(config.format, {x.key: Shape(x.out_features, x.in_features, x.spec) for x in linears})
+    shapes = {x.key: Shape(x.out_features, x.in_features, x.spec) for x in linears}
+    refused = marlin_refusals(config.format, shapes, head_dim(skeleton.blocks[0], skeleton.model.config))
     event = PlanReady(
         model=config.model,
         model_type=checkpoint.model_type,

@@ -59,8 +59,49 @@ def test_bits_groups_and_symmetry(layout: Format, spec: QuantSpec, taken: bool) 
     assert refused(layout, spec, gate_proj=(4096, 4096)) == ({} if taken else {"gate_proj": ALWAYS})
 
 
-def test_experts_are_left_to_their_own_kernels() -> None:
-    assert marlin_refusals(Format.AWQ, {"m.experts.0.w1": Shape(8, 8, QuantSpec(4, 8, symmetric=False))}) == {}
+def experts(hidden: int, inner: int, spec: QuantSpec, layout: Format = Format.AWQ) -> set[tuple[int, ...]]:
+    """What is refused of two experts of this shape."""
+    linears = {}
+    for number in range(2):
+        for role in ("gate_proj", "up_proj"):
+            linears[f"{BLOCK}.mlp.experts.{number}.{role}"] = Shape(inner, hidden, spec)
+        linears[f"{BLOCK}.mlp.experts.{number}.down_proj"] = Shape(hidden, inner, spec)
+    found = marlin_refusals(layout, linears)
+    assert set(found) in (set(), set(linears)), "experts are one module"
+    return set(found.values())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "spec", "refused_at"),
+    [
+        (2048, 768, QuantSpec(4, 128, symmetric=False), {(4, 8)}),  # Qwen3-30B-A3B: 192 of 4 devices
+        (2048, 768, QuantSpec(4, 64, symmetric=False), {(8,)}),
+        (2048, 1408, QuantSpec(4, 128, symmetric=False), {(2, 4, 8)}),  # DeepSeek-V2-Lite: 704 of 2
+        (4096, 14336, QuantSpec(4, 128, symmetric=False), set()),  # Mixtral-8x7B
+        (2880, 2880, QuantSpec(4, 32, symmetric=False), {ALWAYS}),  # gpt-oss: 2880 is no multiple of 128
+        (2048, 768, QuantSpec(4, 16, symmetric=False), {ALWAYS}),
+        (2048, 768, QuantSpec(4, -1, symmetric=False), {(8,)}),
+    ],
+    ids=str,
+)
+def test_experts_have_rules_of_their_own(hidden: int, inner: int, spec: QuantSpec, refused_at: set) -> None:
+    assert experts(hidden, inner, spec) == refused_at
+
+
+def test_experts_of_asymmetric_gptq_are_refused() -> None:
+    assert experts(2048, 768, QuantSpec(4, 32, symmetric=False), Format.GPTQ) == {ALWAYS}
+    assert experts(2048, 1024, QuantSpec(8, 32, symmetric=True), Format.GPTQ) == set()
+
+
+def test_each_device_gets_a_whole_head_of_keys_and_values() -> None:
+    """Qwen2.5-7B: 4 heads of keys on 8 devices are one on each, not half a head."""
+    spec = QuantSpec(4, 128, symmetric=False)
+    shapes = {"q_proj": (3584, 3584), "k_proj": (512, 3584), "v_proj": (512, 3584)}
+    linears = {f"{BLOCK}.{name}": Shape(*shape, spec) for name, shape in shapes.items()}
+
+    assert marlin_refusals(Format.AWQ, linears, head_dim=128) == {}
+    linears = {name: Shape(shape.out_features // 2, shape.in_features, spec) for name, shape in linears.items()}
+    assert set(marlin_refusals(Format.AWQ, linears, head_dim=64).values()) == {(8,)}
 
 
 def test_sentences_name_sizes_once() -> None:

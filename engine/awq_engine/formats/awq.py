@@ -13,15 +13,17 @@ from AutoAWQ's CUDA kernel and is what vLLM, SGLang, TGI and transformers read u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import refuse_order
+from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, stored_scale, take
 from awq_engine.formats.words import pack_words, unpack_words
+from awq_engine.fused import EXPERTS, by_site, site
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
 
@@ -88,7 +90,7 @@ def _reorder(values: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     return values.unflatten(1, (-1, WORD))[:, :, list(order)].flatten(1)
 
 
-def settings(specs: Mapping[str, QuantSpec], kept: list[str]) -> dict[str, Any]:
+def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
     """As AutoAWQ writes it; it knows one spec for all linears.
 
     `zero_point` is true for symmetric weights too: readers then take their fast kernels, and find every zero at 8.
@@ -96,5 +98,22 @@ def settings(specs: Mapping[str, QuantSpec], kept: list[str]) -> dict[str, Any]:
     spec = next(iter(specs.values()))
     return {
         "quant_method": "awq", "bits": spec.bits, "group_size": spec.group_size, "zero_point": True,
-        "version": "gemm", "modules_to_not_convert": kept or None,
+        "version": "gemm", "modules_to_not_convert": _kept_names(specs, kept) or None,
     }  # fmt: skip
+
+
+def _kept_names(quantized: Collection[str], kept: Kept) -> list[str]:
+    """What to leave in floats, for readers that compare each in its own way.
+
+    transformers takes a module whose name starts or ends so, vLLM one that has it anywhere. A part is listed under its
+    path (for transformers) and its last word (for vLLM, which keeps towers elsewhere), a block's experts under the one
+    module that holds them, since that is what vLLM asks for.
+    """
+    names: list[str] = []
+    for part in kept.parts:
+        last = part.rpartition(".")[2]
+        names += [part] if any(last in name for name in quantized) else [part, last]
+    for keys in by_site([*kept.linears, *quantized]).values():
+        left = [key for key in keys if key not in quantized]
+        names += [site(left[0])] if EXPERTS in keys[0] and left == keys else left
+    return list(dict.fromkeys(names))

@@ -35,12 +35,22 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a quantized checkpoint has in floats."""
+
+    linears: tuple[str, ...] = ()
+    """Names in the checkpoint."""
+    parts: tuple[str, ...] = ()
+    """Paths in the model of parts in which nothing is quantized: vision towers, projectors."""
+
+
+@dataclass(frozen=True)
 class Codec(Reader):
     """A format that can be written too."""
 
     pack: Callable[[IntWeight, QuantSpec, str], dict[str, torch.Tensor]]
     """From a weight, what config.json will say about it, and its name for errors; `unpack` gives back exactly the same
     integers and steps."""
-    settings: Callable[[Mapping[str, QuantSpec], list[str]], dict[str, Any]]
-    """From every quantized linear's spec by its name in the checkpoint, and the linears that stay as they are, to the
+    settings: Callable[[Mapping[str, QuantSpec], Kept], dict[str, Any]]
+    """From every quantized linear's spec by its name in the checkpoint, and what stays as it is, to the
     `quantization_config` that readers of this format expect."""

@@ -14,14 +14,16 @@ The format's integers are signed, and it adds 2**(bits - 1) to pack them: what i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import input_order, refuse_order
+from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, take
+from awq_engine.formats.patterns import name_patterns, part_pattern
 from awq_engine.formats.words import WORD_BITS, n_words, pack_words, unpack_words
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
@@ -106,21 +108,32 @@ def _unpack_padded(packed: torch.Tensor, bits: int, in_features: int) -> torch.T
     return values.flatten(1)[:, :in_features].to(torch.uint8).contiguous()
 
 
-def settings(specs: Mapping[str, QuantSpec], kept: list[str]) -> dict[str, Any]:
-    """One config group per spec: the commonest takes all linears that are not ignored, the others name theirs."""
+def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
+    """One config group per spec: the commonest takes all linears that are not ignored, the others name theirs.
+
+    vLLM asks for the name of a joined linear first, then for its class, and for the names of its parts last: so the
+    names of the others' joined linears have to be there, or the class would put them into the first group.
+    """
     by_spec: dict[QuantSpec, list[str]] = {}
     for name, spec in specs.items():
         by_spec.setdefault(spec, []).append(name)
     groups = sorted(by_spec.items(), key=lambda item: -len(item[1]))
+    linears = [*specs, *kept.linears]
     return {
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
         "global_compression_ratio": None, "kv_cache_scheme": None,
         "config_groups": {
-            f"group_{number}": _scheme(spec, ["Linear"] if number == 0 else names)
+            f"group_{number}": _scheme(spec, ["Linear"] if number == 0 else _targets(names, linears))
             for number, (spec, names) in enumerate(groups)
         },
-        "ignore": kept,
+        "ignore": [*(f"re:{part_pattern(part)}" for part in kept.parts), *_targets(kept.linears, linears)],
     }  # fmt: skip
+
+
+def _targets(names: Collection[str], linears: Collection[str]) -> list[str]:
+    """Linears by name: those that stand alone in full, those of blocks by expressions."""
+    alone = [name for name in names if "." not in name]
+    return [*(f"re:{pattern}" for pattern in name_patterns({*names} - {*alone}, linears)), *alone]
 
 
 def _scheme(spec: QuantSpec, targets: list[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ whole words, which borrows from the neighbours; CUDA kernels add 1 after unpacki
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +23,9 @@ import torch
 
 from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import input_order, refuse_order
+from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, take
+from awq_engine.formats.patterns import name_patterns, part_pattern
 from awq_engine.formats.words import WORD_BITS, n_words, pack_words, unpack_words
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
@@ -106,18 +107,21 @@ def _zero_points(qzeros: torch.Tensor, spec: QuantSpec, out_features: int, versi
     return (zeros + 1) % 2**spec.bits if version == 1 and WORD_BITS % spec.bits else zeros
 
 
-def settings(specs: Mapping[str, QuantSpec], kept: list[str], *, version: int = 1) -> dict[str, Any]:
+def settings(specs: Mapping[str, QuantSpec], kept: Kept, *, version: int = 1) -> dict[str, Any]:
     """As GPTQModel writes it: the commonest spec for all, `dynamic` rules for linears that differ or stay as they are.
 
-    A rule is a regular expression on the linear's name: `+:` changes settings, `-:` leaves it unquantized.
+    A rule is a regular expression on the linear's name, and the first that fits decides: `+:` changes settings, `-:`
+    leaves it unquantized.
     """
     common = Counter(specs.values()).most_common(1)[0][0]
-    differing = {name: spec for name, spec in specs.items() if spec != common}
-    dynamic = {f"-:^{re.escape(name)}$": {} for name in kept}
-    dynamic |= {
-        f"+:^{re.escape(name)}$": {"bits": spec.bits, "group_size": spec.group_size, "sym": spec.symmetric}
-        for name, spec in differing.items()
-    }
+    linears = [*specs, *kept.linears]
+    unquantized = [*map(part_pattern, kept.parts), *name_patterns({*kept.linears}, linears, containers=True)]
+    dynamic: dict[str, dict[str, Any]] = {f"-:{pattern}": {} for pattern in unquantized}
+    for spec in dict.fromkeys(specs.values()):
+        if spec != common:
+            names = {name for name, other in specs.items() if other == spec}
+            rule = {"bits": spec.bits, "group_size": spec.group_size, "sym": spec.symmetric}
+            dynamic |= {f"+:{pattern}": rule for pattern in name_patterns(names, linears, containers=True)}
     return {
         "quant_method": "gptq", "bits": common.bits, "group_size": common.group_size, "desc_act": False,
         "sym": common.symmetric, "lm_head": any(name.endswith("lm_head") for name in specs), "true_sequential": True,
@@ -126,6 +130,6 @@ def settings(specs: Mapping[str, QuantSpec], kept: list[str], *, version: int = 
     }  # fmt: skip
 
 
-def settings_v2(specs: Mapping[str, QuantSpec], kept: list[str]) -> dict[str, Any]:
+def settings_v2(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
     """As `settings`, for zero points as they are."""
     return settings(specs, kept, version=2)
