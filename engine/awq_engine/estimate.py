@@ -55,7 +55,9 @@ _FUSED_EXPERTS = re.compile(
     r"\.(?P<linear>gate_up_proj|gate_proj|up_proj|down_proj|input_linear|output_linear|w13_weight|w2_weight)"
     r"(?:\.weight)?"
 )
-FUSED_PAIRS: dict[str, tuple[str, ...]] = dict.fromkeys(("gate_up_proj", "input_linear", "w13_weight"), ("gate_proj", "up_proj"))
+FUSED_PAIRS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("gate_up_proj", "input_linear", "w13_weight"), ("gate_proj", "up_proj")
+)
 """Fused tensors that hold two linears of each expert."""
 
 

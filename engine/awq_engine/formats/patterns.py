@@ -21,6 +21,8 @@ from awq_engine.fused import EXPERT_ROLES, EXPERTS, by_site, joined_name
 
 ANY_NUMBER = r"\d+"
 _BEFORE = r"(?:.*\.)?"
+Numbers = tuple[str, ...]
+"""What stood in a name's holes."""
 _HOLE = "#"
 """Stands for a number in a name; none has this character."""
 
@@ -45,46 +47,66 @@ def name_patterns(wanted: Collection[str], linears: Collection[str], *, containe
     Args:
         containers: whether the module that holds a block's experts is to be fitted with them.
     """
-    found: dict[_Shape, set[tuple[str, ...]]] = {}
-    present: dict[_Shape, set[tuple[str, ...]]] = {}
-    for keys in by_site(linears).values():
-        shape, numbers = _site_shape(keys, containers)
-        present.setdefault(shape, set()).add(numbers)
+    found: dict[_Shape, set[Numbers]] = {}
+    present: dict[_Shape, set[Numbers]] = {}
+    numbered = [key for key in linears if any(word.isdecimal() for word in key.split("."))]
+    alone = [_outer_pattern(key, linears) for key in linears if key in wanted and key not in {*numbered}]
+    roles = dict.fromkeys([*filter(None, map(_expert_role, numbered)), *EXPERT_ROLES])
+    for keys in by_site(numbered).values():
         if all(key in wanted for key in keys):
+            chosen = [_site_shape(keys, [*roles], containers)]
+        else:
+            chosen = [_split(key) for key in keys if key in wanted]
+        for shape, numbers in chosen:
             found.setdefault(shape, set()).add(numbers)
-            continue
-        for key in keys:
-            shape, numbers = _split(key)
-            present.setdefault(shape, set()).add(numbers)
-            if key in wanted:
-                found.setdefault(shape, set()).add(numbers)
-    _complete(present, linears)
-    return [pattern for shape, numbers in found.items() for pattern in _expressions(shape, numbers, present[shape])]
+        shape, numbers = _site_shape(keys, [*roles], containers)
+        present.setdefault(shape, set()).add(numbers)
+    for shape in found:
+        present.setdefault(shape, set())
+    _count_single(numbered, present)
+    return alone + [text for shape, numbers in found.items() for text in _expressions(shape, numbers, present[shape])]
 
 
-def _complete(present: dict[_Shape, set[tuple[str, ...]]], linears: Collection[str]) -> None:
-    """Count linears of whole sites among those that a single linear's expression must not fit."""
+def _outer_pattern(key: str, linears: Collection[str]) -> str:
+    """For a linear outside the blocks: as many of its last words as no other linear ends with."""
+    words = key.split(".")
+    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    unlike = (end for end in ends if not any(f".{other}".endswith(f".{end}") for other in linears if other != key))
+    end = next(unlike, None)
+    return f"{re.escape(key)}$" if end is None else f"{_BEFORE}{re.escape(end)}$"
+
+
+def _expert_role(key: str) -> str:
+    """What an expert calls one of its linears; "" for other linears."""
+    return key.partition(EXPERTS)[2].partition(".")[2]
+
+
+def _count_single(linears: Collection[str], present: dict[_Shape, set[Numbers]]) -> None:
+    """Add what each linear would fill the holes of a shape with, to all shapes that it would fit."""
+    by_end: dict[tuple[str, str], list[set[Numbers]]] = {}
+    for shape, numbers in present.items():
+        for end in shape.ends:
+            by_end.setdefault((shape.name, end), []).append(numbers)
     for key in linears:
         shape, numbers = _split(key)
-        if shape in present:
-            present[shape].add(numbers)
+        for known in by_end.get((shape.name, shape.ends[0]), []):
+            known.add(numbers)
 
 
-def _split(key: str) -> tuple[_Shape, tuple[str, ...]]:
+def _split(key: str) -> tuple[_Shape, Numbers]:
     """A name with holes, and what stood in them; the list of blocks is the word before the first number."""
     words = key.split(".")
-    first = next((index for index, word in enumerate(words) if word.isdecimal()), len(words))
-    words = words[max(0, min(first, len(words) - 1) - 1) :] if first < len(words) else words[-1:]
+    first = next(index for index, word in enumerate(words) if word.isdecimal())
+    words = words[max(0, first - 1) :]
     name = ".".join(_HOLE if word.isdecimal() else word for word in words[:-1])
     return _Shape(name, (re.escape(words[-1]),)), tuple(word for word in words if word.isdecimal())
 
 
-def _site_shape(keys: list[str], containers: bool) -> tuple[_Shape, tuple[str, ...]]:
+def _site_shape(keys: list[str], expert_roles: list[str], containers: bool) -> tuple[_Shape, Numbers]:
+    """For linears that a server joins, or all experts of a block."""
     if EXPERTS in keys[0]:
-        container, _, _ = keys[0].partition(EXPERTS)
-        shape, numbers = _split(f"{container}{EXPERTS.rstrip('.')}")
-        roles = dict.fromkeys([key.partition(EXPERTS)[2].partition(".")[2] for key in keys])
-        inside = "|".join(map(re.escape, dict.fromkeys([*roles, *EXPERT_ROLES])))
+        shape, numbers = _split(keys[0].partition(EXPERTS)[0] + EXPERTS.rstrip("."))
+        inside = "|".join(map(re.escape, expert_roles))
         optional = "?" if containers else ""
         return _Shape(shape.name, (rf"{shape.ends[0]}(?:\.{ANY_NUMBER}\.(?:{inside})){optional}",)), numbers
     shape, numbers = _split(keys[0])
@@ -93,7 +115,7 @@ def _site_shape(keys: list[str], containers: bool) -> tuple[_Shape, tuple[str, .
     return _Shape(shape.name, tuple(map(re.escape, [*roles, *([joined] if joined else [])]))), numbers
 
 
-def _expressions(shape: _Shape, wanted: set[tuple[str, ...]], present: set[tuple[str, ...]]) -> Iterator[str]:
+def _expressions(shape: _Shape, wanted: set[Numbers], present: set[Numbers]) -> Iterator[str]:
     """Expressions for a shape with these numbers in its holes, out of all that are present."""
     if wanted == present:
         yield _expression(shape, [ANY_NUMBER] * shape.name.count(_HOLE))
@@ -106,7 +128,7 @@ def _expressions(shape: _Shape, wanted: set[tuple[str, ...]], present: set[tuple
         yield _expression(shape, [_either({n for n in wanted if n[1:] == rest}), *rest])
 
 
-def _either(numbers: set[tuple[str, ...]]) -> str:
+def _either(numbers: set[Numbers]) -> str:
     firsts = sorted({found[0] for found in numbers}, key=int)
     return firsts[0] if len(firsts) == 1 else f"(?:{'|'.join(firsts)})"
 
