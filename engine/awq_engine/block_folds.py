@@ -7,6 +7,7 @@ sites, or a router that stays in floats, is folded into all of its readers at on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -49,7 +50,8 @@ def fold_sites(job: BlockJob, bench: Bench, sites: list[Family], statistics: dic
         if probe.fold is None:
             left.append((family, probe))
         else:
-            folds = folds_like(probe.fold, family, experts)
+            fold = replace(probe.fold, float_producer=_rounds_producer(job, probe.fold))
+            folds = folds_like(fold, family, experts)
             _fold_alike(job, bench, folds, probe.error, _statistics_of(job, family, statistics, experts))
     for family, probe in left:
         if not any(set(family[0].consumers) <= set(fold.consumers) for fold in bench.folds):
@@ -132,6 +134,12 @@ def _storable_producers(job: BlockJob, group: InputGroup, experts: Mapping[str, 
     return InputGroup(group.consumers, group.in_features, tuple(name for name in own if _storable(job, name)))
 
 
+def _rounds_producer(job: BlockJob, fold: Fold) -> bool:
+    """Whether the producer is a linear in narrow floats, which hold only quotients by powers of two."""
+    stays = fold.kind is FoldKind.ROWS and fold.producer not in job.specs
+    return stays and job.stored_dtype(f"{fold.producer}.weight") is not torch.float32
+
+
 def _scale_event(job: BlockJob, fold: Fold, choice: ScaleChoice) -> e.ScaleChosen:
     channels = fold.expand(choice.channel_scale)
     return e.ScaleChosen(
@@ -146,7 +154,8 @@ def _apply_folds(job: BlockJob, bench: Bench, folds: list[Fold], scales: list[to
     before = job.probe_forward()
     effective: list[torch.Tensor] = []
     for fold, scale in zip(folds, scales, strict=True):
-        dtype = None if fold.kind is FoldKind.ROWS else job.stored_dtype(f"{fold.producer}.weight")
+        vector = "bias" if fold.kind is FoldKind.ROWS else "weight"
+        dtype = job.stored_dtype(f"{fold.producer}.{vector}")
         effective.append(divide_producer(job.block, fold, scale, dtype))
         scale_consumers(job.block, fold, effective[-1])
     error = _relative_change(before, job.probe_forward(), job.probe.hidden[0])

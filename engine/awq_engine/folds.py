@@ -20,11 +20,19 @@ from torch import nn
 from awq_engine.experts import ExpertLinear, expert_linears
 
 PROBE_TOLERANCE = 1e-3
-"""Share of the consumers' disturbance that may be left: float32 noise gives 1e-6, a wrong producer about 1."""
+"""Share of the consumers' disturbance, or of the output where that is less, that may be left: float32 noise gives 1e-6,
+a wrong producer about 1. (A recurrence can make so much of a disturbance that another reader's would be lost in it.)"""
 
 PROBE_OCTAVES = 5
 """A probe's channel scale lies between 2**-5 and 2**5: wide enough to show a clamp or a soft cap on the way, which does
 next to nothing to small values."""
+
+NEIGHBOURS = 16
+"""Numbers of the stored dtype to either side of a norm's new weight among which its bias may choose: some 6 % of a
+scale in bfloat16, which the best scale hardly notices."""
+
+BIAS_SWAY = 0.01
+"""Most that a linear's scale follows the rounding of its bias; only biases too small to matter round more."""
 
 
 class FoldKind(StrEnum):
@@ -64,6 +72,13 @@ class Fold:
     head_dim: int = 1
     passive: tuple[str, ...] = ()
     """Modules that read the same and stay in floats (routers); their columns are multiplied too."""
+    float_producer: bool = False
+    """Whether the producer is a linear that stays in narrow floats."""
+
+    @property
+    def powers_of_two(self) -> bool:
+        """Whether other scales than powers of two would be lost in the rounding of what stays in floats."""
+        return bool(self.passive) or self.float_producer
 
     def expand(self, channel: torch.Tensor) -> torch.Tensor:
         """From producer channels [width] to consumer channels [in_features]; head by head where heads are shared."""
@@ -177,7 +192,7 @@ def _probe(
         restored = forward()
     finally:
         restore(saved)
-    disturbance = (disturbed - baseline).norm()
+    disturbance = torch.minimum((disturbed - baseline).norm(), baseline.norm())
     error = float((restored - baseline).norm() / disturbance) if disturbance > 0 else 1.0
     return error if error == error else 1.0  # a NaN is no fold
 
@@ -194,18 +209,20 @@ def divide_producer(
 ) -> torch.Tensor:
     """Divide the producer's channels by the scale; return the scale that took effect.
 
-    With `dtype`, a norm's weight is rounded to the dtype it will be stored in and the scale is derived from the rounded
-    value, so that multiplying the consumers by it leaves the function unchanged in spite of the rounding.
+    With `dtype`, a norm's weight and bias, or a linear's bias, are rounded to the dtype they will be stored in, and the
+    scale is derived from the rounded values, so that multiplying the consumers by it leaves the function unchanged in
+    spite of the rounding.
     """
     producer = block.get_submodule(fold.producer)
     rows = slice(fold.row_offset, fold.row_offset + fold.width)
     weight = producer.weight.data[rows]  # pyright: ignore
     bias = producer.bias.data[rows] if getattr(producer, "bias", None) is not None else None  # pyright: ignore
     if fold.kind is FoldKind.ROWS:
-        weight.div_(channel_scale[:, None])
-        effective = channel_scale
+        effective = channel_scale if bias is None or dtype is None else _scale_kept_by(bias, channel_scale, dtype)
+        weight.div_(effective[:, None])
     else:
-        effective = _divide_norm(weight, channel_scale, 1.0 if fold.kind is FoldKind.UNIT_OFFSET_NORM else 0.0, dtype)
+        offset = 1.0 if fold.kind is FoldKind.UNIT_OFFSET_NORM else 0.0
+        effective = _divide_norm(weight, bias, channel_scale, offset, dtype)
     if bias is not None:
         bias.div_(effective)
         if dtype is not None:
@@ -214,16 +231,38 @@ def divide_producer(
 
 
 def _divide_norm(
-    weight: torch.Tensor, channel_scale: torch.Tensor, offset: float, dtype: torch.dtype | None
-) -> torch.Tensor:
+    weight: torch.Tensor, bias: torch.Tensor | None, channel_scale: torch.Tensor, offset: float,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:  # fmt: skip
     gain = weight + offset
-    divided = gain / channel_scale - offset
-    stored = divided.to(dtype).to(weight.dtype) if dtype is not None else divided
+    stored = gain / channel_scale - offset
+    if dtype is not None:
+        stored = stored.to(dtype)
+        stored = (stored if bias is None else _kind_to(bias, stored, gain, offset)).to(weight.dtype)
     new_gain = stored + offset
     usable = (new_gain != 0) & (gain != 0) & torch.isfinite(new_gain)
     weight.copy_(torch.where(usable, stored, weight))
     ones = torch.ones_like(channel_scale)
     return torch.where(usable, gain / torch.where(usable, new_gain, ones), ones)
+
+
+def _kind_to(bias: torch.Tensor, stored: torch.Tensor, gain: torch.Tensor, offset: float) -> torch.Tensor:
+    """The numbers near `stored`, of its dtype, with which a bias that shrinks like the gain is rounded least."""
+    if stored.dtype.itemsize != 2:
+        return stored
+    steps = torch.arange(2 * NEIGHBOURS + 1, device=stored.device, dtype=torch.int16)
+    steps = (steps + 1) // 2 * (1 - 2 * (steps % 2))  # 0, -1, 1, -2, 2, ...: of equals the first is taken
+    near = (stored.view(torch.int16) + steps[:, None]).view(stored.dtype)
+    shrunk = bias * ((near.to(bias.dtype) + offset) / gain)
+    lost = (shrunk - shrunk.to(stored.dtype)).abs()
+    best = torch.where(torch.isfinite(lost), lost, torch.inf).argmin(0)
+    return near.gather(0, best[None])[0]
+
+
+def _scale_kept_by(bias: torch.Tensor, channel_scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The scale next to `channel_scale` by which the bias can be divided without rounding; itself where none is."""
+    scale = bias / (bias / channel_scale).to(dtype)
+    return torch.where((scale / channel_scale - 1).abs() < BIAS_SWAY, scale, channel_scale)
 
 
 def _candidates(block: nn.Module, group: InputGroup, head_dim: int) -> Iterator[Fold]:

@@ -66,7 +66,7 @@ def choose_scale(
         losses = []
         for duo in (False, True):
             scale = candidate_scale(act_mean, w_mean, alpha, duo)
-            scale = torch.exp2(scale.log2().round()) if fold.passive else scale  # floats hold these products exactly
+            scale = torch.exp2(scale.log2().round()) if fold.powers_of_two else scale
             loss = loss_before if step == 0 and not duo else _loss(parts, scale, fold, statistics)
             losses.append(loss)
             if math.isfinite(loss) and loss < best_loss:

@@ -11,7 +11,7 @@ from transformers import CohereConfig, Gemma2Config, OPTConfig, Phi3Config, PreT
 from awq_engine.architecture import head_dim
 from awq_engine.capture import capture_inputs
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.folds import FoldKind, Probe, divide_producer, find_fold, input_groups, scale_consumers
+from awq_engine.folds import Fold, FoldKind, Probe, divide_producer, find_fold, input_groups, scale_consumers
 from awq_engine.skeleton import build_skeleton
 
 IDS = torch.arange(3, 35).view(1, 32)
@@ -150,6 +150,62 @@ def test_rounded_norm_keeps_the_function(tmp_path: Path):
 
     assert torch.equal(block.norm.weight, block.norm.weight.bfloat16().float())
     assert torch.allclose(block(x), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_norm_with_a_bias_keeps_the_function(dtype: torch.dtype):
+    """One scale per channel cannot suit two rounded values; among the scales near by there is one that does."""
+    torch.manual_seed(0)
+    block, x = _Routed().requires_grad_(False), torch.randn(2, 8, 32)
+    block.norm.weight.copy_((1 + 0.2 * torch.randn(32)).to(dtype))
+    block.norm.bias.copy_((0.5 * torch.randn(32)).to(dtype))
+    (group,) = input_groups(block, ["up", "router"], lambda: block(x))
+    fold = find_fold(block, group, lambda: block(x), 1).fold
+    assert fold is not None
+    before, wanted = block(x), torch.rand(32) * 3 + 0.5
+    effective = divide_producer(block, fold, wanted, dtype)
+    scale_consumers(block, fold, effective)
+
+    assert torch.equal(block.norm.bias, block.norm.bias.to(dtype).float())
+    assert (effective / wanted - 1).abs().max() < 0.15
+    assert (block(x) - before).norm() < 1e-4 * (before - x).norm()
+
+
+def test_rounded_bias_of_a_linear_keeps_the_function():
+    torch.manual_seed(0)
+    block, x = _Clamped().requires_grad_(False), torch.randn(2, 8, 32) / 8
+    block.v.bias.copy_(block.v.bias.bfloat16())
+    block.v.bias[3] = 0
+    before = block(x)
+    fold = Fold("v", ("o",), FoldKind.ROWS, 32)
+    wanted = torch.rand(32) * 3 + 0.5
+    effective = divide_producer(block, fold, wanted, torch.bfloat16)
+    scale_consumers(block, fold, effective)
+
+    assert torch.equal(block.v.bias, block.v.bias.bfloat16().float())
+    assert torch.allclose(effective, wanted, rtol=0.01)
+    assert torch.allclose(block(x), before, atol=1e-6)
+
+
+class _Exploding(nn.Module):
+    """Two readers of one norm, of which one makes so much of a disturbance that the other's is lost in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.quiet, self.loud = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return x + self.quiet(y * 1.0) + 0.01 * self.loud(y) ** 9
+
+
+def test_a_loud_reader_does_not_hide_a_quiet_one():
+    torch.manual_seed(0)
+    block, x = _Exploding().requires_grad_(False), torch.randn(2, 8, 32)
+    loud = next(g for g in input_groups(block, ["quiet", "loud"], lambda: block(x)) if "loud" in g.consumers)
+
+    assert loud.consumers == ("loud",)
+    assert find_fold(block, loud, lambda: block(x), 1).fold is None
 
 
 def test_probing_leaves_no_trace(tmp_path: Path):

@@ -120,20 +120,26 @@ def calibration_ids() -> torch.Tensor:
     return torch.randint(10, VOCABULARY - 60, (SEQUENCES, SEQ_LEN), generator=generator)
 
 
-@torch.no_grad()
-def examine(model_type: str, folder: Path, preset: Preset = Preset.FAST) -> Findings:
-    """Write the tiny model of a type, quantize it and measure; raises whatever the pipeline raises."""
+def examine(
+    model_type: str, folder: Path, preset: Preset = Preset.FAST, dtype: torch.dtype = torch.float32, **options: Any
+) -> Findings:
+    """Write the tiny model of a type, quantize it and measure; `options` are fields of the run's configuration."""
     quiet()
-    source = write_model(model_type, folder / "source")
+    return examine_folder(write_model(model_type, folder / "source", dtype), folder, preset=preset, **options)
+
+
+@torch.no_grad()
+def examine_folder(source: Path, folder: Path, **options: Any) -> Findings:
+    """Quantize the model in `source` and measure; raises whatever the pipeline raises."""
     ids = calibration_ids()
     checkpoint = read_checkpoint(source)
     skeleton = build_skeleton(checkpoint)
     config = RunConfig(
-        model=str(source), output=str(folder / "output"), group_size=GROUP_SIZE, preset=preset,
-        samples=SEQUENCES, seq_len=SEQ_LEN, threads=1, device="cpu",
+        model=str(source), output=str(folder / "output"), samples=SEQUENCES, seq_len=SEQ_LEN, threads=1, device="cpu",
+        **{"group_size": GROUP_SIZE, **options},
     )  # fmt: skip
     plan = make_plan(config, skeleton)
-    found = Findings(model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
+    found = Findings(checkpoint.model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
     loaded = load_dequantized(source).model
     original = loaded(input_ids=ids[:1], use_cache=False).logits
     found.noise = difference(_nudged(loaded)(input_ids=ids[:1], use_cache=False).logits, original)
@@ -213,7 +219,7 @@ def _fold_all(skeleton: Skeleton, plan: Plan, block: nn.Module, inputs: BlockInp
         fold = find_fold(block, _storable(skeleton, block, index, group), forward, width).fold
         if fold is not None:
             scale = torch.exp2(torch.rand(fold.width) * 4 - 2)
-            dtype = None if fold.kind is FoldKind.ROWS else _stored_dtype(skeleton, index, fold)
+            dtype = _stored_dtype(skeleton, index, fold)
             scale_consumers(block, fold, divide_producer(block, fold, scale, dtype))
 
 
@@ -227,9 +233,11 @@ def _storable(skeleton: Skeleton, block: nn.Module, index: int, group: InputGrou
     return InputGroup(group.consumers, group.in_features, tuple(name for name in group.earlier if storable(name)))
 
 
-def _stored_dtype(skeleton: Skeleton, index: int, fold: Fold) -> torch.dtype:
-    source = skeleton.sources[f"{skeleton.block_name(index)}.{fold.producer}.weight"]
-    return TORCH_DTYPES[skeleton.checkpoint.tensors[source.key].dtype]
+def _stored_dtype(skeleton: Skeleton, index: int, fold: Fold) -> torch.dtype | None:
+    """Of the vector that is divided; matrices are not rounded here."""
+    vector = "bias" if fold.kind is FoldKind.ROWS else "weight"
+    source = skeleton.sources.get(f"{skeleton.block_name(index)}.{fold.producer}.{vector}")
+    return TORCH_DTYPES[skeleton.checkpoint.tensors[source.key].dtype] if source else None
 
 
 def why_not(error: BaseException) -> str:
