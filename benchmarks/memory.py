@@ -4,7 +4,7 @@
         [--seq-len 512] [--quick] [--work FOLDER]
 
 SHAPE is one of `benchmarks.synthetic.SHAPES`, written first with `--blocks` blocks; MODEL is a folder. With `--quick`
-the scale search tries two points instead of its whole grid: the peak is the same, the time is not. The engine's
+the searches of scales and clips try two points each: the peak is the same, the time is not. The engine's
 process is watched from outside: its peak is what the kernel tells at its end (what `/usr/bin/time -v` prints), and the
 phase of the peak comes from a sample of /proc every few milliseconds beside the newest line of the journal.
 
@@ -34,9 +34,10 @@ ALLOWANCE = 1_500_000_000
 SAMPLE_SECONDS = 0.01
 QUICK_ENGINE = """
 import sys
-from awq_engine import scale_search, worker
-assert scale_search.N_GRID
-scale_search.N_GRID = 1
+from awq_engine import clip_search, scale_search, worker
+assert scale_search.N_GRID and clip_search.STEPS_TOGETHER and clip_search.ROUNDS
+scale_search.N_GRID = clip_search.STEPS_TOGETHER = 1
+clip_search.ROUNDS = 0
 sys.exit(worker.main(sys.argv[1:]))
 """
 

@@ -63,8 +63,12 @@ def _statistics_of(
 ) -> Iterator[InputStatistics]:
     """Of each group of a family, from what is held or from new passes."""
     for groups in held_at_once(family):
-        found = held if groups[0].consumers[0] in held else job.collect(groups)
-        yield from settle_few(groups, [found[group.consumers[0]] for group in groups], experts)
+        firsts = [group.consumers[0] for group in groups]
+        found = held if firsts[0] in held else job.collect(groups)
+        yield from settle_few(groups, [found[first] for first in firsts], experts)
+        if job.recipe.sequential:  # they will be taken again, when the groups before are rounded
+            for first in firsts:
+                found.pop(first)
 
 
 def _fold_alike(

@@ -13,7 +13,7 @@ from awq_engine.folds import Fold, InputGroup
 from awq_engine.journal import EventSink
 from awq_engine.originals import Originals
 from awq_engine.recipe import Recipe
-from awq_engine.sensitivity import Sensitivity
+from awq_engine.sensitivity import OutputGrams, Sensitivity
 from awq_engine.spec import QuantSpec
 from awq_engine.spill import Batches
 from awq_engine.statistics import InputStatistics, collect_statistics
@@ -99,8 +99,8 @@ class Bench:
     """By linear: what its input columns were multiplied by, [in]."""
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     """By linear: what its output rows were divided by, [out]."""
-    output_grams: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    """By linear: E[g g^T] of the gradients at its original outputs, in diagonal blocks."""
+    output_grams: OutputGrams | None = None
+    """Moments of the gradients at the linears' original outputs; only for `best`."""
     alphas: dict[str, float] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
 

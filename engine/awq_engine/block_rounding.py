@@ -7,37 +7,43 @@ everything rounded before to be seen.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from awq_engine import events as e
 from awq_engine.block_job import Bench, BlockJob, ones
 from awq_engine.clip_search import choose_clip
-from awq_engine.drift import collect_cross_statistics, correct_drift
-from awq_engine.error_feedback import round_with_feedback
+from awq_engine.drift import Projection, as_they_are, collect_cross_statistics, correct_drift
+from awq_engine.error_feedback import round_with_feedback_
 from awq_engine.experts import ExpertLinear, expert_linears
 from awq_engine.families import Family, few_tokens, settle_few, stand_in
+from awq_engine.folds import InputGroup
 from awq_engine.quantize import (
     QParams,
     choose_qparams,
     group_ranges,
     round_to_grid,
     round_to_nearest,
+    row_slices,
     to_int_weight,
 )
 from awq_engine.routing import collect_expert_cross_statistics
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Tap
-from awq_engine.two_sided_feedback import round_with_two_sided_feedback
+from awq_engine.two_sided_feedback import round_with_two_sided_feedback_
 from awq_kernels.int_weight import IntWeight
+from awq_kernels.reference import dequantize
 
 
-def round_groups(job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics]) -> dict[str, IntWeight]:
+def round_groups(
+    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics], weights: dict[str, IntWeight]
+) -> None:
     """Clip and round the linears of some groups; the block gets the rounded weights.
 
     Args:
         held: what groups read in the original block; what is not there is taken from the block as it is now.
+        weights: what is rounded already, by linear; these groups' linears are added.
     """
     experts = expert_linears(job.block)
     found = [_scaled(bench, name, held) for name in (group.consumers[0] for group in groups)]
@@ -47,14 +53,23 @@ def round_groups(job: BlockJob, bench: Bench, groups: Family, held: dict[str, In
     _warn_of_few(job, groups, statistics, experts)
     statistics = settle_few(groups, statistics, experts)
     crosses = _cross_statistics(job, bench, groups, statistics)
-    weights = {}
+    _set_aside(job, weights)
     for group, stats, cross in zip(groups, statistics, crosses, strict=True):
         for name in group.consumers:
             job.checkpoint_cancel()
-            if name in experts and few_tokens(stats):
-                bench.output_grams.pop(name, None)  # as few gradients say as little
+            if bench.output_grams and name in experts and few_tokens(stats):
+                bench.output_grams.drop(name)  # as few gradients say as little
             weights[name] = _round_linear(job, bench, name, stats, cross)
-    return weights
+            _set_aside(job, [name])
+    for name, weight in weights.items():
+        job.linear(name).weight.data = dequantize(weight)
+
+
+def _set_aside(job: BlockJob, names: Iterable[str]) -> None:
+    """Give up the floats of rounded linears: while the next are rounded nothing runs, and memory is needed."""
+    for name in names:
+        weight = job.linear(name).weight
+        weight.data = weight.data.new_empty(0)
 
 
 def _scaled(bench: Bench, first: str, held: dict[str, InputStatistics]) -> InputStatistics | None:
@@ -67,18 +82,40 @@ def _scaled(bench: Bench, first: str, held: dict[str, InputStatistics]) -> Input
 def _cross_statistics(
     job: BlockJob, bench: Bench, groups: Family, statistics: list[InputStatistics]
 ) -> list[torch.Tensor | None]:
-    """E[x_present x_original^T] for each group where drift is to be corrected and can be told, else None."""
+    """E[p(x) x'^T] (see `drift`) for each group where drift is to be corrected and can be told, else None."""
     nothing: list[torch.Tensor | None] = [None] * len(groups)
     if not job.recipe.drift or job.original is None:
         return nothing
     firsts = [group.consumers[0] for group in groups]
+    projections = [_projection(job, bench, group) for group in groups]
     if len(groups) == 1 and firsts[0] not in expert_linears(job.block):
         if not statistics[0].n_tokens:
             return nothing
         first = job.linear(firsts[0])
-        return [collect_cross_statistics(job.block, bench.originals, first, job.inputs, job.original, job.index)]
-    found = collect_expert_cross_statistics(job.block, bench.originals, firsts, job.inputs, job.original, job.index)
+        return [
+            collect_cross_statistics(
+                job.block, bench.originals, first, job.inputs, job.original, job.index, projections[0]
+            )
+        ]
+    found = collect_expert_cross_statistics(
+        job.block, bench.originals, firsts, job.inputs, job.original, job.index, projections
+    )
     return [None if few_tokens(stats) else cross for stats, cross in zip(statistics, found, strict=True)]
+
+
+def _projection(job: BlockJob, bench: Bench, group: InputGroup) -> Projection:
+    """To the original outputs where they are narrower than the inputs, and so is what they leave in memory."""
+    name, *others = group.consumers
+    if others or job.linear(name).out_features >= group.in_features:
+        return as_they_are
+    return lambda x: _original_outputs(bench, name, x)
+
+
+def _original_outputs(bench: Bench, name: str, x: torch.Tensor) -> torch.Tensor:
+    """What the original linear makes of x, float32 [tokens, in], in the units of its present outputs: [tokens, out]."""
+    weight = bench.originals[f"{name}.weight"]
+    outputs = torch.cat([x @ weight[rows].float().T for rows in row_slices(weight)], -1)
+    return outputs.div_(bench.rows[name]) if name in bench.rows else outputs
 
 
 def _warn_of_few(
@@ -121,56 +158,77 @@ def _round_linear(
 
     Args:
         stats: of the linear's present inputs (folded).
-        cross: E[x_present x_original^T] where drift is to be corrected.
+        cross: E[p(x) x'^T] where drift is to be corrected.
     """
     started = time.perf_counter()
-    linear, spec = job.linear(name), job.specs[name]
-    folded = linear.weight.data.clone()
-    original = bench.originals[f"{name}.weight"]
-    columns = bench.columns.get(name, ones(linear.weight[0]))
-    rows = bench.rows.get(name, ones(linear.weight[:, 0]))
-    target = folded if cross is None else correct_drift(folded, original / rows[:, None], stats, cross)
+    linear, spec, kept = job.linear(name), job.specs[name], bench.originals[f"{name}.weight"]
+    folded = linear.weight.data
+    columns, units = bench.columns.get(name, ones(folded[0])), bench.rows.get(name, ones(folded[:, 0]))
+    pieces = list(row_slices(folded))
+    target = folded.clone() if cross is None else correct_drift(folded, stats, _wanted(cross, kept, units))
 
-    def loss(rounded: torch.Tensor) -> float:
-        return stats.output_mse((rounded - folded) * rows[:, None])
+    def loss(rounded: Callable[[slice], torch.Tensor]) -> float:
+        return stats.output_mse((rounded(rows) - folded[rows]) * units[rows, None] for rows in pieces)
 
-    plain = round_to_nearest(original, spec) - original
-    losses = {"rounding": stats.output_mse(plain * columns)}
+    losses = {"rounding": stats.output_mse(_rounding_error(kept[rows], spec) * columns for rows in pieces)}
     qparams, clipped = choose_qparams(*group_ranges(target, spec), spec), 0.0
     if job.recipe.scales:
-        losses["scale"] = loss(round_to_nearest(folded, spec))
+        losses["scale"] = loss(lambda rows: round_to_nearest(folded[rows], spec))
     if job.recipe.clips:
         qparams, clipped = choose_clip(target, stats, spec)
-    rounded = round_to_grid(target, qparams, spec)
-    if job.recipe.clips:
-        losses["clip"] = loss(rounded)
+        losses["clip"] = loss(lambda rows: round_to_grid(target[rows], qparams.of(rows), spec))
     if job.recipe.feedback:
-        rounded = _feed_back(target, stats, _folded_grams(bench, name, rows), qparams, spec)
-        losses["feedback"] = loss(rounded)
-    linear.weight.data.copy_(rounded)
-    error = (rounded - folded) * rows[:, None] / columns
+        _feed_back_(target, stats, _folded_grams(bench, name, units), qparams, spec)
+        losses["feedback"] = loss(lambda rows: target[rows])
+    else:
+        for rows in pieces:
+            target[rows] = round_to_grid(target[rows], qparams.of(rows), spec)
+    plain_mse = _mean_square(_rounding_error(kept[rows], spec) for rows in pieces)
+    final_mse = _mean_square((target[rows] - folded[rows]) * units[rows, None] / columns for rows in pieces)
     job.emit(
         e.LinearQuantized(
-            job.index, name, linear.out_features, linear.in_features, losses, float(plain.square().mean()),
-            float(error.square().mean()), clipped, time.perf_counter() - started, bench.alphas.get(name),
-            stats.n_tokens,
+            job.index, name, linear.out_features, linear.in_features, losses, plain_mse, final_mse, clipped,
+            time.perf_counter() - started, bench.alphas.get(name), stats.n_tokens,
         )
     )  # fmt: skip
-    return to_int_weight(rounded, qparams, spec)
+    return to_int_weight(target, qparams, spec)
+
+
+def _wanted(cross: torch.Tensor, kept: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """E[o x'^T], float32 [out, in], from E[p(x) x'^T]: o = W x are the original outputs in the present units."""
+    if len(cross) < cross.shape[1]:
+        return cross
+    wanted = torch.empty(kept.shape, device=cross.device)
+    for rows in row_slices(kept):
+        torch.mm(kept[rows].float() / units[rows, None], cross, out=wanted[rows])
+    return wanted
+
+
+def _rounding_error(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """What plain rounding does to some rows, float32."""
+    rows = rows.float()
+    return round_to_nearest(rows, spec).sub_(rows)
+
+
+def _mean_square(pieces: Iterable[torch.Tensor]) -> float:
+    """Of all numbers in rows of one weight, taken piece by piece."""
+    return float(torch.cat([piece.square().mean(1) for piece in pieces]).mean())
 
 
 def _folded_grams(bench: Bench, name: str, rows: torch.Tensor) -> list[torch.Tensor] | None:
     """The linear's output gradients' Gram matrix now that its rows are divided by `rows`."""
-    if name not in bench.output_grams:
+    if bench.output_grams is None or name not in bench.output_grams:
         return None
-    grams = bench.output_grams.pop(name)
+    grams = bench.output_grams.get(name, rows.device)
     blocks = rows.split([len(gram) for gram in grams])
     return [gram * block[:, None] * block for gram, block in zip(grams, blocks, strict=True)]
 
 
-def _feed_back(
+def _feed_back_(
     target: torch.Tensor, stats: InputStatistics, grams: list[torch.Tensor] | None, qparams: QParams, spec: QuantSpec
-) -> torch.Tensor:
+) -> None:
+    """Round `target` in its place."""
     if grams is None:
-        return round_with_feedback(target, stats, qparams, spec)
-    return round_with_two_sided_feedback(target, stats, grams, qparams, spec)
+        round_with_feedback_(target, stats, qparams, spec)
+    else:
+        round_with_two_sided_feedback_(target, stats, grams, qparams, spec)

@@ -8,6 +8,7 @@ without loading a block. Arguments are shared between blocks and batches where t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,7 +194,13 @@ class _Shared:
     """Equal tensors, once."""
 
     def __init__(self) -> None:
-        self._known: list[torch.Tensor] = []
+        self._known: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._seen: dict[int, torch.Tensor] = {}
+        """Of one pass, whose tensors live as long: identity -> what stands for it."""
+
+    def next_pass(self) -> None:
+        """Forget the identities of tensors that may be gone."""
+        self._seen.clear()
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -203,11 +210,13 @@ class _Shared:
         return value
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        for known in self._known:
-            if known.shape == tensor.shape and known.dtype == tensor.dtype and torch.equal(known, tensor):
-                return known
-        self._known.append(tensor)
-        return tensor
+        if id(tensor) not in self._seen:
+            self._seen[id(tensor)] = self._equal(tensor)
+        return self._seen[id(tensor)]
+
+    def _equal(self, tensor: torch.Tensor) -> torch.Tensor:
+        digest = hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+        return self._known.setdefault((digest, tensor.shape, tensor.dtype, tensor.device), tensor)
 
 
 class _Recorder:
@@ -268,6 +277,7 @@ class _Recorder:
         """What enters the first block, the call of every block, and what else is carried into the first."""
         if self._hidden is None:
             raise BadInputError("This architecture calls none of its decoder blocks for text; it is not supported.")
+        shared.next_pass()
         calls = [self._calls.get(index, NoCall((), {}, None)) for index in range(n_blocks)]
         kept = [type(c)(shared(c.args), {k: shared(v) for k, v in c.kwargs.items()}, c.hidden_keyword) for c in calls]
         return self._hidden, kept, self._linker.carried(shared)

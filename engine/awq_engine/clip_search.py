@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from awq_engine.quantize import QParams, choose_qparams, group_ranges, snap_
+from awq_engine.quantize import QParams, choose_qparams, group_ranges, row_slices, snap_
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
@@ -18,8 +18,6 @@ STEP = 0.06
 STEPS_TOGETHER = 11
 STEPS_ALONE = (-3, -2, -1, 1, 2, 3)
 ROUNDS = 2
-ROWS = 2048
-"""Rows searched at a time: bounds the memory."""
 
 
 def choose_clip(weight: torch.Tensor, statistics: InputStatistics, spec: QuantSpec) -> tuple[QParams, float]:
@@ -29,7 +27,7 @@ def choose_clip(weight: torch.Tensor, statistics: InputStatistics, spec: QuantSp
         weight: float32 [out, in].
     """
     gram = _diagonal_blocks(statistics.gram, spec.group_of(weight.shape[1]))
-    parts = [_Ranges(rows, gram, spec) for rows in weight.split(ROWS)]
+    parts = [_Ranges(weight[rows], gram, spec) for rows in row_slices(weight)]
     for part in parts:
         part.search()
     grids = [part.grid() for part in parts]

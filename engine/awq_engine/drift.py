@@ -11,37 +11,50 @@ channel cannot buy the correction of quiet ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from awq_engine.capture import BlockInputs
 from awq_engine.cholesky import damped_factor, solve
 from awq_engine.originals import Originals
+from awq_engine.quantize import row_slices
 from awq_engine.statistics import InputStatistics, Tap, weigh
 
 RIDGE = 0.01
 
 
-def correct_drift(
-    present: torch.Tensor, original: torch.Tensor, statistics: InputStatistics, cross: torch.Tensor
-) -> torch.Tensor:
-    """The corrected weight, float32 [out, in].
+Projection = Callable[[torch.Tensor], torch.Tensor]
+"""Makes of a linear's original inputs, float32 [tokens, in], what is correlated with its present ones."""
+
+
+def as_they_are(x: torch.Tensor) -> torch.Tensor:
+    """The inputs themselves: right where several linears read them."""
+    return x
+
+
+def correct_drift(present: torch.Tensor, statistics: InputStatistics, wanted: torch.Tensor) -> torch.Tensor:
+    """The corrected weight, float32 [out, in], in the place of `wanted`.
 
     Args:
         present: the linear's weight now, float32 [out, in].
-        original: the weight the original inputs met, in the units of the present outputs, float32 [out, in].
         statistics: of the present inputs.
-        cross: E[x_present x_original^T], float32 [in, in].
+        wanted: E[o x'^T] with o the original outputs in the units of the present ones, float32 [out, in].
     """
     gram, power = statistics.gram, statistics.gram.diagonal()
-    missing = (cross @ original.T).addmm_(gram, present.T, alpha=-1)  # [in, out]
-    return present + solve(damped_factor(gram, RIDGE * power + 1e-6 * power.mean() + 1e-30), missing).T
+    missing = wanted.addmm_(present, gram, alpha=-1)
+    factor = damped_factor(gram, RIDGE * power + 1e-6 * power.mean() + 1e-30)
+    for rows in row_slices(missing):
+        missing[rows] = solve(factor, missing[rows].mT).mT
+    return missing.add_(present)
 
 
 def collect_cross_statistics(
-    block: nn.Module, originals: Originals, linear: nn.Linear, inputs: BlockInputs, original: BlockInputs, index: int
-) -> torch.Tensor | None:
-    """E[x_present x_original^T] of what `linear` reads in `block` on `inputs`, and in the original block on `original`.
+    block: nn.Module, originals: Originals, linear: nn.Linear, inputs: BlockInputs, original: BlockInputs, index: int,
+    projection: Projection = as_they_are,
+) -> torch.Tensor | None:  # fmt: skip
+    """E[p(x) x'^T] with x' what `linear` reads in `block` on `inputs`, x in the original block on `original`.
 
     Batches in which a router sends it other tokens than before have no pairs to compare; None when that is all of them.
     """
@@ -54,6 +67,7 @@ def collect_cross_statistics(
         with originals.computing():
             y = before.read(lambda batch=batch: original.output(block, index, batch))
         if len(x) == len(y) > 0:
-            total = weighted.T @ y if total is None else total.addmm_(weighted.T, y)
+            y = projection(y)
+            total = y.T @ weighted if total is None else total.addmm_(y.T, weighted)
             weight += sum_of_weights
     return None if total is None else total.div_(weight or 1.0)

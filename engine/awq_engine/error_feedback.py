@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 
 from awq_engine.cholesky import damped_factor
-from awq_engine.quantize import QParams, snap_
+from awq_engine.quantize import QParams, row_slices, snap_
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import ROWS, InputStatistics
+from awq_engine.statistics import InputStatistics
 
 DAMPING = 0.01
 """Of the mean diagonal."""
@@ -24,10 +24,10 @@ CHUNK = 128
 """Columns that take the errors of all columns before them together."""
 
 
-def round_with_feedback(
+def round_with_feedback_(
     weight: torch.Tensor, statistics: InputStatistics, qparams: QParams, spec: QuantSpec
 ) -> torch.Tensor:
-    """Grid values whose outputs on the calibration inputs are closest, greedily: float32 [out, in].
+    """Grid values whose outputs on the calibration inputs are closest, greedily, in the place of `weight`.
 
     Args:
         weight: float32 [out, in].
@@ -35,13 +35,10 @@ def round_with_feedback(
         qparams: the grid of every group.
     """
     order, factor = feedback_factor(statistics)
-    rounded = torch.empty_like(weight)
-    step = weight.shape[0] if weight.is_cuda else ROWS  # a GPU waits for launches, which are the same for more rows
-    for start in range(0, weight.shape[0], step):
-        rows = slice(start, start + step)
-        grids = QParams(qparams.scale[rows], qparams.zero_point[rows])
-        _round_rows(weight[rows], rounded[rows], order, factor, grids, spec)
-    return rounded
+    # a GPU waits for launches, which are the same for more rows
+    for rows in [slice(None)] if weight.is_cuda else row_slices(weight):
+        _round_rows(weight[rows], order, factor, qparams.of(rows), spec)
+    return weight
 
 
 def feedback_factor(statistics: InputStatistics) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,10 +53,9 @@ def feedback_factor(statistics: InputStatistics) -> tuple[torch.Tensor, torch.Te
 
 
 def _round_rows(
-    weight: torch.Tensor, rounded: torch.Tensor, order: torch.Tensor, factor: torch.Tensor, grids: QParams,
-    spec: QuantSpec,
-) -> None:  # fmt: skip
-    """Fill `rounded` [rows, in] from `weight` [rows, in]; works on columns that lie together in memory."""
+    weight: torch.Tensor, order: torch.Tensor, factor: torch.Tensor, grids: QParams, spec: QuantSpec
+) -> None:
+    """Round `weight` [rows, in] in its place; works on columns that lie together in memory."""
     errors = weight.T.index_select(0, order)  # [in, rows]: the weights, until their errors take their place
     groups = (order // spec.group_of(len(order))).tolist()
     scales, zeros = grids.scale.T.contiguous(), grids.zero_point.T.contiguous()  # [n_groups, rows]
@@ -71,4 +67,4 @@ def _round_rows(
             column.addmv_(errors[i + 1 : stop].T, factor[i, i + 1 : stop])
             snap_(column.div_(scale), scale, zero, spec.levels)
             errors[i] -= column
-        rounded[:, order[start:stop]] = target.T
+        weight[:, order[start:stop]] = target.T

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from awq_engine.experts import ExpertLinear, expert_linears
+from awq_engine.originals import narrowed
 
 PROBE_TOLERANCE = 1e-3
 """Share of the consumers' disturbance, or of the output where that is less, that may be left: float32 noise gives 1e-6,
@@ -297,10 +298,10 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
 
 
 def save(block: nn.Module, fold: Fold) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """All parameters that applying a fold changes, each with a copy of its values."""
+    """All parameters that applying a fold changes, each with a copy of its values in no more memory than they need."""
     modules = [block.get_submodule(name) for name in (fold.producer, *fold.consumers, *fold.passive)]
     parameters = [p.data for module in modules for p in module.parameters(recurse=False)]
-    return [(parameter, parameter.clone()) for parameter in parameters]
+    return [(parameter, narrowed(parameter)) for parameter in parameters]
 
 
 def restore(saved: list[tuple[torch.Tensor, torch.Tensor]]) -> None:

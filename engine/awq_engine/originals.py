@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from awq_engine.quantize import row_slices
+
 NARROW_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -24,8 +26,8 @@ class Originals:
         self._kept = {name: narrowed(parameter.data) for name, parameter in block.named_parameters()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One parameter, float32; a new tensor, or one not to be written to."""
-        return self._kept[name].float()
+        """One parameter as it is kept, of any float dtype; not to be written to."""
+        return self._kept[name]
 
     def restore(self) -> None:
         """Give the block its weights back."""
@@ -67,7 +69,7 @@ class Originals:
     def _in_place(self, module: nn.Module, prefix: str, names: set[str]) -> Iterator[None]:
         present = module._parameters
         original = {
-            name: nn.Parameter(self[f"{prefix}.{name}".lstrip(".")], requires_grad=False)
+            name: nn.Parameter(self[f"{prefix}.{name}".lstrip(".")].float(), requires_grad=False)
             for name in names
             if present[name] is not None
         }
@@ -82,6 +84,12 @@ def narrowed(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in the narrowest dtype that holds every value exactly."""
     for dtype in NARROW_DTYPES:
         narrow = tensor.to(dtype)
-        if torch.equal(narrow.to(tensor.dtype), tensor):
+        if _equal(narrow, tensor):
             return narrow
     return tensor.clone()
+
+
+def _equal(narrow: torch.Tensor, tensor: torch.Tensor) -> bool:
+    if tensor.ndim != 2:
+        return torch.equal(narrow.to(tensor.dtype), tensor)
+    return all(torch.equal(narrow[rows].to(tensor.dtype), tensor[rows]) for rows in row_slices(tensor))

@@ -1,7 +1,7 @@
 """Embeddings and head, which can be larger than any block, without ever holding one whole.
 
-A text uses few rows of an embedding: its table is allocated but not touched, and rows are read when they are asked
-for; a model that uses the table in another way gets it whole.
+A text uses few rows of an embedding: they are read when they are asked for, and a device gets no others; a model that
+uses the table in another way gets it whole.
 A head is used once, for a handful of tokens: it is read and multiplied some rows at a time. Both read exactly the bytes
 they need from the file, widened to float32, so the numbers are those of the loaded model.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map_only
 
 from awq_engine.checkpoint import TensorInfo
 from awq_engine.errors import BadInputError
@@ -57,41 +57,72 @@ def refuse_non_finite(info: TensorInfo) -> None:
 
 
 class TableOnDemand(torch.Tensor):
-    """An embedding's table, float32, of which a look-up reads only its rows; any other use of it reads all of them."""
+    """An embedding's table, float32, of which a look-up reads only its rows; any other use of it reads all of them.
+
+    It takes no memory itself: its values are on the host, and a device gets those that it is about to look up.
+    """
 
     _info: TensorInfo
+    _rows: torch.Tensor
+    """float32 [rows, width] on the host; memory that is not touched is not taken."""
     _known: torch.Tensor
     """bool [rows]: those that have been read."""
 
     @classmethod
     def of(cls, info: TensorInfo, device: torch.device) -> TableOnDemand:
         """The table that is stored as `info`."""
-        table = torch.empty(info.shape, dtype=torch.float32, device=device)  # memory that is not touched is not taken
-        table = torch.Tensor._make_subclass(cls, table)
-        table._info, table._known = info, torch.zeros(info.shape[0], dtype=torch.bool)
+        nothing = torch.zeros((), dtype=torch.float32, device=device).expand(info.shape)
+        table = torch.Tensor._make_subclass(cls, nothing)
+        table._info, table._rows = info, torch.empty(info.shape, dtype=torch.float32)
+        table._known = torch.zeros(info.shape[0], dtype=torch.bool)
         table._is_param = True  # type: ignore[attr-defined] - modules know parameters by it
         return table
 
-    def read(self, rows: torch.Tensor) -> None:
-        """Read those of the rows with these numbers, int64 [any], that have not been read."""
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows with these numbers, int64 [any] on the host, as float32 [any, width] on the table's device."""
         new = rows[~self._known[rows]]
         for row in new.tolist():
-            self[row] = read_rows(self._info, row, row + 1)[0].float()
+            self._rows[row] = read_rows(self._info, row, row + 1)[0].float()
         self._known[new] = True
+        return self._rows[rows].to(self.device)
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of `ids`, integers [...], as float32 [..., width]."""
+        rows, places = ids.unique(return_inverse=True)
+        return F.embedding(places, self.read(rows.long().cpu()))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func is F.embedding:
+            if func is F.embedding:  # whose other arguments matter to gradients alone
                 given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-                given["weight"].read(given["input"].unique().long().cpu())
-            elif func.__name__ != "__get__" or isinstance(
-                func(*args), torch.Tensor
-            ):  # shape and the like hold no values
-                for table in (x for x in tree_leaves((args, kwargs)) if isinstance(x, cls)):
-                    table.read(torch.arange(len(table._known)))
+                return given["weight"].look_up(given["input"])
+            if func.__name__ == "__get__" and not isinstance(found := func(*args), torch.Tensor):
+                return found  # shape and the like hold no values
+            args, kwargs = tree_map_only(cls, lambda x: x.read(torch.arange(len(x._known))), (args, kwargs))
             return func(*args, **kwargs)
+
+
+class _StreamedProduct(torch.autograd.Function):
+    """x W^T with W as it is read; for the gradient it is read again, instead of being kept since."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+        ctx.info = info
+        return torch.cat([F.linear(x, _rows_like(x, info, *rows)) for rows in row_chunks(info)], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        total = gradient.new_zeros(*gradient.shape[:-1], ctx.info.shape[1])
+        for start, stop in row_chunks(ctx.info):
+            total += gradient[..., start:stop] @ _rows_like(gradient, ctx.info, start, stop)
+        return total, None
+
+
+def _rows_like(x: torch.Tensor, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+    return read_rows(info, start, stop).to(x.device, x.dtype)
 
 
 @contextlib.contextmanager
@@ -99,11 +130,8 @@ def streamed_head(head: nn.Linear, info: TensorInfo) -> Iterator[None]:
     """Inside, the head multiplies by its weight as that is read; its parameter is not used."""
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for start, stop in row_chunks(info):
-            weight = read_rows(info, start, stop).to(hidden.device, hidden.dtype)
-            parts.append(F.linear(hidden, weight, None if head.bias is None else head.bias[start:stop]))
-        return torch.cat(parts, -1)
+        outputs = _StreamedProduct.apply(hidden, info)
+        return outputs if head.bias is None else outputs + head.bias
 
     head.forward = forward  # type: ignore[method-assign]
     try:

@@ -67,7 +67,8 @@ from awq_engine.writer import (
 from awq_kernels.reference import dequantize
 
 BATCH_TOKENS = 4096
-"""Tokens that go through a block at once."""
+BATCH_NUMBERS = 1 << 23
+"""Tokens, and numbers that the widest linear reads of them, that go through a block at once."""
 PROBE_TOKENS = 64
 """Length of the sequence on which folds are probed and the output is verified."""
 PROGRESS_SECONDS = 0.2
@@ -113,7 +114,8 @@ def quantize_blocks(
 
     `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
     """
-    batch_size = max(1, BATCH_TOKENS // ids.shape[1])
+    width = max((linear.in_features for linear in plan.linears), default=1)
+    batch_size = max(1, min(BATCH_TOKENS, BATCH_NUMBERS // width) // ids.shape[1])
     for key in skeleton.outer_keys():
         refuse_non_finite(skeleton.checkpoint.tensors[key])
     check_vocabulary(ids, skeleton.model.get_input_embeddings().num_embeddings)  # pyright: ignore
@@ -122,7 +124,7 @@ def quantize_blocks(
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
     streams = _Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
-    sensitivity = _measure_sensitivity(run, skeleton, ids, emit) if recipe.sensitivity else None
+    sensitivity = _measure_sensitivity(run, skeleton, ids, inputs.store, emit) if recipe.sensitivity else None
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
         _raise_if_cancelled(run)
@@ -151,10 +153,12 @@ def _hidden_store(run: Run, checkpoint: Checkpoint, emit: EventSink) -> NewBatch
     return lambda: SpilledBatches(run.path)
 
 
-def _measure_sensitivity(run: Run, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink) -> Sensitivity | None:
+def _measure_sensitivity(
+    run: Run, skeleton: Skeleton, ids: torch.Tensor, store: NewBatches, emit: EventSink
+) -> Sensitivity | None:
     progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total))))
     try:
-        return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress)
+        return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress, store)
     except NoGradientsError as error:
         why = f"gradients cannot be carried through this model ({error})"
         emit(e.Warned(f"{why}; blocks are rounded as by the preset balanced"))

@@ -10,6 +10,7 @@ rounded to the dtype they are stored in before anything is rounded to them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,10 @@ SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65280.0
 """The largest number that is both a float16 and a bfloat16."""
 
+ROWS = 2048
+ELEMENTS = 1 << 22
+"""Rows of a weight, and numbers in them, that are worked on at a time: bounds the memory of what treats rows alike."""
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -33,6 +38,17 @@ class QParams:
     """float32 [out, n_groups], each value exactly one of the dtype it is stored in."""
     zero_point: torch.Tensor
     """float32 [out, n_groups], whole numbers lowest_zero..levels."""
+
+    def of(self, rows: slice) -> QParams:
+        """The grids of some rows."""
+        return QParams(self.scale[rows], self.zero_point[rows])
+
+
+def row_slices(weight: torch.Tensor) -> Iterator[slice]:
+    """The rows of a weight [out, in], as many at a time as are worked on together."""
+    step = max(1, min(ROWS, ELEMENTS // weight.shape[1]))
+    for start in range(0, len(weight), step):
+        yield slice(start, start + step)
 
 
 def group_ranges(weight: torch.Tensor, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,9 +94,13 @@ def to_int_weight(rounded: torch.Tensor, qparams: QParams, spec: QuantSpec) -> I
     Args:
         rounded: float32 [out, in], as `round_to_grid` returns it.
     """
-    q = (spec.grouped(rounded) / qparams.scale[..., None]).round_() + qparams.zero_point[..., None]
+    q = torch.empty(rounded.shape, dtype=torch.uint8, device=rounded.device)
+    for rows in row_slices(rounded):
+        grid = qparams.of(rows)
+        levels = (spec.grouped(rounded[rows]) / grid.scale[..., None]).round_().add_(grid.zero_point[..., None])
+        q[rows] = levels.clamp_(0, spec.levels).view(-1, rounded.shape[1])
     return IntWeight(
-        q=q.clamp_(0, spec.levels).to(torch.uint8).view(rounded.shape).contiguous(),
+        q=q,
         scale=qparams.scale.to(DTYPES[spec.step_dtype]).contiguous(),
         zero_point=qparams.zero_point.to(torch.uint8).contiguous(),
         group_size=spec.group_of(rounded.shape[1]),

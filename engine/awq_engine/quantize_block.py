@@ -27,10 +27,10 @@ from awq_engine.block_rounding import round_groups
 from awq_engine.families import Family, families, held_at_once
 from awq_engine.folds import InputGroup, input_groups
 from awq_engine.originals import Originals
-from awq_engine.quantize import round_to_nearest
+from awq_engine.quantize import round_to_nearest, row_slices
 from awq_engine.recipe import Recipe
 from awq_engine.spill import Batches, copied
-from awq_engine.statistics import ROWS, InputStatistics
+from awq_engine.statistics import InputStatistics
 from awq_engine.uncalled import read_past_module, uncalled
 from awq_kernels.int_weight import IntWeight
 
@@ -55,7 +55,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     weights: dict[str, IntWeight] = {}
     for family in sites:
         for groups in held_at_once(family):
-            weights |= round_groups(job, bench, groups, statistics)
+            round_groups(job, bench, groups, statistics, weights)
     loss_final = _check_loss(job, targets)
     if not loss_final <= loss_rounding:
         reason = "plain rounding changes the block's output less"
@@ -100,8 +100,8 @@ def _loss_of_plain_rounding(job: BlockJob, bench: Bench, targets: Batches) -> fl
     """Block loss when nothing but rounding is done; the block is left as it was."""
     for name, spec in job.specs.items():
         weight = job.linear(name).weight.data
-        for rows in weight.split(ROWS):
-            rows.copy_(round_to_nearest(rows, spec))
+        for rows in row_slices(weight):
+            weight[rows] = round_to_nearest(weight[rows], spec)
     loss = _check_loss(job, targets)
     bench.originals.restore()
     return loss
@@ -128,7 +128,7 @@ def _fall_back(job: BlockJob, bench: Bench, sites: list[Family]) -> dict[str, In
     weights: dict[str, IntWeight] = {}
     for family in sites:
         for groups in held_at_once(family):
-            weights |= round_groups(plain, bench, groups, {})
+            round_groups(plain, bench, groups, {}, weights)
     return weights
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from awq_engine.capture import BlockInputs
+from awq_engine.drift import Projection
 from awq_engine.experts import expert_linears
 from awq_engine.originals import Originals
 from awq_engine.statistics import weigh
@@ -29,8 +30,9 @@ def collect_expert_cross_statistics(
     inputs: BlockInputs,
     original: BlockInputs,
     index: int,
+    projections: Sequence[Projection],
 ) -> list[torch.Tensor | None]:
-    """E[x_present x_original^T] of what each linear in `names` reads now, and would have read in the original block.
+    """E[p(x) x'^T] with x' what each linear in `names` reads now, x what it would have read in the original block.
 
     None for a linear without tokens, or whose tokens cannot be told (they come sorted, without their numbers).
     """
@@ -46,8 +48,8 @@ def collect_expert_cross_statistics(
             if x is None or old is None or len(x) != len(old):
                 continue
             weighted, weight = weigh(x, inputs.token_weights())
-            total = totals[i]
-            totals[i] = weighted.T @ old if total is None else total.addmm_(weighted.T, old)
+            total, old = totals[i], projections[i](old)
+            totals[i] = old.T @ weighted if total is None else total.addmm_(old.T, weighted)
             weights[i] += weight
     known = [name not in routing.unknown for name in names]
     return [

@@ -12,12 +12,13 @@ has no identity, and can be forced into a scale worse than none).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from awq_engine.folds import Fold
-from awq_engine.quantize import round_to_nearest
+from awq_engine.quantize import ELEMENTS, round_to_nearest, row_slices
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
@@ -26,7 +27,7 @@ DEAD_CHANNEL = 1e-3
 """Channels quieter than this share of the mean count as this loud: silent ones would stretch the scale's range."""
 
 _Part = tuple[QuantSpec, torch.Tensor]
-"""Weights that are rounded alike, float32 [rows, in_features]."""
+"""Rows that are rounded alike, [rows, in_features] of any float dtype, few enough to be worked on together."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def choose_scale(
     """Pick the channel scale that changes the consumers' outputs least once they are rounded.
 
     Args:
-        weights: the consumers' weights, float32 [out_i, in_features].
+        weights: the consumers' weights, [out_i, in_features] of any float dtype.
         statistics: of the tensor they all read.
         specs: how finely each of them will be rounded.
     """
-    parts = _by_spec(weights, specs)
+    parts = list(_parts(weights, specs))
     act_mean = fold.reduce(statistics.act_mean).clamp(min=float(statistics.act_mean.mean()) * DEAD_CHANNEL)
     w_mean = fold.reduce(relative_magnitude(parts))
     identity = torch.ones_like(act_mean)
@@ -89,28 +90,25 @@ def relative_magnitude(parts: list[_Part]) -> torch.Tensor:
     """Mean over the rows of |w| relative to the largest of its group: float32 [in_features]."""
     total = torch.zeros(parts[0][1].shape[1], device=parts[0][1].device)
     for spec, weight in parts:
-        groups = spec.grouped(weight.abs())
+        groups = spec.grouped(weight.float().abs())
         relative = groups / (groups.amax(-1, keepdim=True) + 1e-6)  # [out, n_groups, group_size]
         total += relative.sum(0).reshape(-1)
-    return total / _rows(parts)
+    return total / sum(len(weight) for _, weight in parts)
 
 
-def _by_spec(weights: list[torch.Tensor], specs: list[QuantSpec]) -> list[_Part]:
-    """The rows that are rounded alike, together."""
+def _parts(weights: list[torch.Tensor], specs: list[QuantSpec]) -> Iterator[_Part]:
+    """Small weights that are rounded alike together, and large ones in pieces."""
     alike: dict[QuantSpec, list[torch.Tensor]] = {}
     for weight, spec in zip(weights, specs, strict=True):
         alike.setdefault(spec, []).append(weight)
-    return [(spec, torch.cat(rows)) for spec, rows in alike.items()]
-
-
-def _rows(parts: list[_Part]) -> int:
-    return sum(weight.shape[0] for _, weight in parts)
+    for spec, together in alike.items():
+        whole = [torch.cat(together)] if sum(weight.numel() for weight in together) <= ELEMENTS else together
+        for weight in whole:
+            yield from ((spec, weight[rows]) for rows in row_slices(weight))
 
 
 def _loss(parts: list[_Part], scale: torch.Tensor, fold: Fold, statistics: InputStatistics) -> float:
     columns = fold.expand(scale)
-    total = 0.0
-    for spec, weight in parts:
-        rounded = round_to_nearest(weight * columns, spec).div_(columns)
-        total += statistics.output_mse(rounded.sub_(weight)) * weight.shape[0]
-    return total / _rows(parts)
+    return statistics.output_mse(
+        round_to_nearest(weight * columns, spec).div_(columns).sub_(weight) for spec, weight in parts
+    )

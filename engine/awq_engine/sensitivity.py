@@ -13,7 +13,7 @@ time, and wait on disk until their block's turn comes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,42 @@ from awq_engine.errors import as_known_error, first_line
 from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS
 from awq_engine.runs import write_atomically
 from awq_engine.skeleton import Skeleton
+from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
 
 HEAD_TOKENS = 256
 """Tokens that go through the head at once: bounds the memory of their logits."""
 
 
+GRAM_BYTES = 1 << 28
+"""Of outputs' Gram matrices that are taken in one pass."""
+
+
 class NoGradientsError(Exception):
     """Gradients cannot be carried through a model; the message is the reason."""
+
+
+class OutputGrams:
+    """Diagonal blocks of E[g g^T] by linear, float32 [n, n], n <= `OUTPUT_BLOCK`; on disk until their linear's turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stored = SpilledBatches(folder)
+        self._places: dict[str, range] = {}
+
+    def put(self, name: str, grams: list[torch.Tensor]) -> None:
+        start = len(self._stored)
+        for gram in grams:
+            self._stored.append(gram.cpu())
+        self._places[name] = range(start, len(self._stored))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def get(self, name: str, device: torch.device) -> list[torch.Tensor]:
+        return [self._stored[place].to(device) for place in self._places[name]]
+
+    def drop(self, name: str) -> None:
+        """Forget one linear's."""
+        self._places.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -47,11 +76,18 @@ class Sensitivity:
     """By block, then by sequence."""
     device: torch.device
 
-    def output_grams(self, block: nn.Module, index: int, names: list[str]) -> dict[str, list[torch.Tensor]]:
-        """Diagonal blocks of E[g g^T] of each linear's outputs in the original `block`: float32 [n, n], n <= 1024.
+    def output_grams(self, block: nn.Module, index: int, names: list[str]) -> OutputGrams:
+        """E[g g^T] of each linear's outputs in the original `block`; without those that have no part in its output.
 
-        A linear that has no part in the block's output is left out.
+        Of more linears than can be held in `GRAM_BYTES` some at a time.
         """
+        kept = OutputGrams(self.folder)
+        for some in _held_at_once(block, names):
+            for name, grams in self._output_grams(block, index, some).items():
+                kept.put(name, grams)
+        return kept
+
+    def _output_grams(self, block: nn.Module, index: int, names: list[str]) -> dict[str, list[torch.Tensor]]:
         found: dict[str, list[torch.Tensor]] = {}
         n_tokens = 0
         for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
@@ -90,19 +126,21 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None]
-) -> Sensitivity:
+    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None],
+    store: NewBatches = list,
+) -> Sensitivity:  # fmt: skip
     """Carry gradients through the original model for the leading sequences of `ids` (int64 [samples, seq]).
 
     Args:
         folder: where they wait; gradients that are there already are not made again.
         progress: told (done, total) in block passes.
+        store: where hidden states and gradients are kept on their way.
     Raises:
         NoGradientsError: they cannot be carried through this model; says why.
         ResourceError: the disk has no room for them.
     """
     try:
-        return _carry_gradients(skeleton, ids, folder, seed, progress)
+        return _carry_gradients(skeleton, ids, folder, seed, progress, store)
     except RuntimeError as error:  # such as an operation without a derivative
         if as_known_error(error):
             raise
@@ -110,10 +148,11 @@ def measure_sensitivity(
 
 
 def _carry_gradients(
-    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None]
-) -> Sensitivity:
+    skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None],
+    store: NewBatches,
+) -> Sensitivity:  # fmt: skip
     ids = ids[: max(1, SENSITIVITY_TOKENS // ids.shape[1])]
-    inputs = capture_inputs(skeleton, list(ids.split(1)))
+    inputs = capture_inputs(skeleton, list(ids.split(1)), store=store)
     if inputs.handover is not None:
         raise NoGradientsError("its blocks hand on more than hidden states")
     n_blocks = len(skeleton.blocks)
@@ -121,15 +160,16 @@ def _carry_gradients(
         check_disk(folder, 4 * n_blocks * ids.numel() * inputs.hidden[0].shape[-1], "the prediction's gradients")
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(n_blocks):
-            _save(_hidden_file(folder, index), list(inputs.hidden))
+            _save(_hidden_file(folder, index), inputs.hidden)
             with skeleton.loaded_block(index) as block:
                 inputs.advance(block, index)
             progress(index + 1, 2 * n_blocks)
-        gradients = _head_gradients(skeleton, ids, list(inputs.hidden), seed)
+        gradients = copied(_head_gradients(skeleton, ids, inputs.hidden, seed), store)
+        inputs.hidden = store()
         for index in reversed(range(n_blocks)):
             _save(_gradient_file(folder, index), gradients)
             with skeleton.loaded_block(index) as block:
-                gradients = _input_gradients(block, inputs.calls[index], _hidden_file(folder, index), gradients)
+                _carry_through(block, inputs.calls[index], _hidden_file(folder, index), gradients, skeleton.device)
             progress(2 * n_blocks - index, 2 * n_blocks)
     return Sensitivity(folder, inputs.calls, skeleton.device)
 
@@ -142,17 +182,15 @@ def _gradient_file(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.gradient.safetensors"
 
 
-def _save(path: Path, rows: list[torch.Tensor]) -> None:
+def _save(path: Path, rows: Batches) -> None:
     """bfloat16 is enough for an average over thousands of tokens."""
-    write_atomically(path, save({"rows": torch.cat(rows).bfloat16().cpu()}))
+    write_atomically(path, save({"rows": torch.cat([row.bfloat16() for row in rows])}))
 
 
-@torch.enable_grad()
-def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
+def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: Batches, seed: int) -> Iterator[torch.Tensor]:
     """The gradient, at what left the last block, of the log-likelihood of one token drawn at every position."""
     generator = torch.Generator().manual_seed(seed)
-    gradients = []
-    with loaded_head(skeleton, ids) as logits:
+    with loaded_head(skeleton, ids) as logits, torch.enable_grad():
         for row, last in zip(ids.split(1), hidden, strict=True):
             found: list[torch.Tensor] = []
             for tokens, part in zip(row.split(HEAD_TOKENS, 1), last.split(HEAD_TOKENS, 1), strict=True):
@@ -160,8 +198,7 @@ def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: list[torch.Te
                 log_p = logits(tokens, part)[0].log_softmax(-1)
                 drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
                 found += torch.autograd.grad(log_p.gather(-1, drawn).sum(), part)
-            gradients.append(torch.cat(found, 1))
-    return gradients
+            yield torch.cat(found, 1).cpu()
 
 
 def _reproducible(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -170,16 +207,31 @@ def _reproducible(device: torch.device) -> contextlib.AbstractContextManager[obj
 
 
 @torch.enable_grad()
-def _input_gradients(
-    block: nn.Module, calls: list[BlockCall], hidden_file: Path, gradients: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    for hidden, call, gradient in zip(load_file(hidden_file)["rows"].split(1), calls, gradients, strict=True):
-        hidden = hidden.to(gradient.device, torch.float32).requires_grad_()
-        with _reproducible(hidden.device):
+def _carry_through(
+    block: nn.Module, calls: list[BlockCall], hidden_file: Path, gradients: Batches, device: torch.device
+) -> None:
+    """Replace the gradients at the block's output by those at its input, sequence by sequence."""
+    for number, (hidden, call) in enumerate(zip(load_file(hidden_file)["rows"].split(1), calls, strict=True)):
+        hidden = hidden.to(device, torch.float32).requires_grad_()
+        with _reproducible(device):
             output, _ = call.run(block, hidden, Carried())
-        found += torch.autograd.grad(output, hidden, gradient)
-    return found
+        gradients[number] = torch.autograd.grad(output, hidden, gradients[number].to(device))[0].cpu()
+
+
+def _held_at_once(block: nn.Module, names: list[str]) -> Iterator[list[str]]:
+    """The linears in slices whose outputs' Gram matrices fit into `GRAM_BYTES`."""
+    some: list[str] = []
+    held = 0
+    for name in names:
+        outputs = len(block.get_parameter(f"{name}.weight"))
+        size = 4 * outputs * min(outputs, OUTPUT_BLOCK)
+        if some and held + size > GRAM_BYTES:
+            yield some
+            some, held = [], 0
+        some.append(name)
+        held += size
+    if some:
+        yield some
 
 
 @torch.enable_grad()

@@ -17,9 +17,6 @@ from torch import nn
 
 from awq_engine.capture import PassStoppedError
 
-ROWS = 2048
-"""Rows of a weight that are worked on at a time: bounds the memory of whatever treats rows alike."""
-
 
 @dataclass
 class InputStatistics:
@@ -39,10 +36,13 @@ class InputStatistics:
         gram = self.gram.div_(channel_scale[:, None]).div_(channel_scale[None, :])
         return InputStatistics(gram, self.act_mean / channel_scale, self.n_tokens)
 
-    def output_mse(self, difference: torch.Tensor) -> float:
-        """Mean squared change of the outputs when the weight [out, in] changes by `difference` (float32)."""
-        parts = [((rows @ self.gram).mul_(rows)).sum() for rows in difference.split(ROWS)]
-        return float(torch.stack(parts).sum() / difference.shape[0])
+    def output_mse(self, difference: Iterable[torch.Tensor]) -> float:
+        """Mean squared change of the outputs when a weight changes by `difference`, in pieces of float32 [rows, in]."""
+        sums, n_rows = [], 0
+        for rows in difference:
+            sums.append((rows @ self.gram).mul_(rows).sum())
+            n_rows += len(rows)
+        return float(torch.stack(sums).sum() / n_rows)
 
 
 TokenWeights = Callable[[], torch.Tensor | None]

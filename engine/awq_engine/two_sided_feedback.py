@@ -29,10 +29,10 @@ ROW_TILE = 8
 COLUMN_TILE = 32
 
 
-def round_with_two_sided_feedback(
+def round_with_two_sided_feedback_(
     weight: torch.Tensor, statistics: InputStatistics, grams: list[torch.Tensor], qparams: QParams, spec: QuantSpec
 ) -> torch.Tensor:
-    """Grid values that change the model's prediction least, greedily: float32 [out, in].
+    """Grid values that change the model's prediction least, greedily, in the place of `weight`.
 
     Args:
         weight: float32 [out, in].
@@ -42,21 +42,20 @@ def round_with_two_sided_feedback(
     """
     columns, along = feedback_factor(statistics)
     along = _padded_square(along, COLUMN_TILE)
-    groups = columns // spec.group_of(len(columns))
-    rounded = torch.empty_like(weight)
+    groups = columns.new_zeros(len(along))
+    groups[: len(columns)] = columns // spec.group_of(len(columns))
     start = 0
     for gram in grams:
         order, across = _row_factor(gram)
         rows = order + start
         tiles = _Tiles(
-            errors=_padded(weight[rows[:, None], columns], 0.0),
-            scale=_padded(qparams.scale[rows[:, None], groups], 1.0),
-            zero=_padded(qparams.zero_point[rows[:, None], groups], 0.0),
-            across=across, along=along, levels=spec.levels,
+            errors=_padded(weight[rows[:, None], columns], 0.0, COLUMN_TILE),
+            scale=_padded(qparams.scale[rows], 1.0, 1), zero=_padded(qparams.zero_point[rows], 0.0, 1),
+            groups=groups, across=across, along=along, levels=spec.levels,
         )  # fmt: skip
-        rounded[rows[:, None], columns] = tiles.round()[: len(rows), : len(columns)]
+        weight[rows[:, None], columns] = tiles.round()[: len(rows), : len(columns)]
         start += len(rows)
-    return rounded
+    return weight
 
 
 def _row_factor(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,15 +70,17 @@ def _row_factor(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return order, factor
 
 
-def _padded(matrix: torch.Tensor, value: float) -> torch.Tensor:
-    """`matrix` [rows, columns] filled up to whole tiles with `value`."""
-    pad = (0, -matrix.shape[1] % COLUMN_TILE, 0, -matrix.shape[0] % ROW_TILE)
-    return torch.nn.functional.pad(matrix, pad, value=value)
+def _padded(matrix: torch.Tensor, value: float, column_tile: int) -> torch.Tensor:
+    """`matrix` [rows, columns] filled up to whole tiles with `value`; itself where nothing is missing."""
+    pad = (0, -matrix.shape[1] % column_tile, 0, -matrix.shape[0] % ROW_TILE)
+    return torch.nn.functional.pad(matrix, pad, value=value) if any(pad) else matrix
 
 
 def _padded_square(factor: torch.Tensor, tile: int) -> torch.Tensor:
-    """`factor` [n, n] filled up to whole tiles with the identity."""
+    """`factor` [n, n] filled up to whole tiles with the identity; itself where nothing is missing."""
     size = len(factor) + -len(factor) % tile
+    if size == len(factor):
+        return factor
     padded = torch.eye(size, device=factor.device)
     padded[: len(factor), : len(factor)] = factor
     return padded
@@ -89,8 +90,8 @@ class _Tiles:
     """A weight on its way to the grid, tile by tile, from the last to the first."""
 
     def __init__(
-        self, errors: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, across: torch.Tensor, along: torch.Tensor,
-        levels: int,
+        self, errors: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, groups: torch.Tensor,
+        across: torch.Tensor, along: torch.Tensor, levels: int,
     ) -> None:  # fmt: skip
         self.errors = errors
         """The weights, until their errors W - Q take their place."""
@@ -98,6 +99,8 @@ class _Tiles:
         """base - Q of what is rounded."""
         self.rounded = torch.empty_like(errors)
         self.scale, self.zero, self.levels = scale, zero, levels
+        self.groups = groups
+        """Of each column: which of a row's grids it is on."""
         self.across, self.along = across, along
 
     def round(self) -> torch.Tensor:
@@ -117,8 +120,8 @@ class _Tiles:
         """Round tiles that do not depend on each other, column by column, from right to left."""
         base = torch.stack([self._base(*tile).T for tile in tiles], 1)  # [column, tile, row]
         target = base + torch.stack([self._along(*tile).T for tile in tiles], 1)
-        scale = torch.stack([self.scale[tile].T for tile in tiles], 1)
-        zero = torch.stack([self.zero[tile].T for tile in tiles], 1)
+        scale = torch.stack([self.scale[r][:, self.groups[c]].T for r, c in tiles], 1)
+        zero = torch.stack([self.zero[r][:, self.groups[c]].T for r, c in tiles], 1)
         factor = torch.stack([self.along[c, c] for _, c in tiles], -1)[..., None]  # [column, from column, tile, 1]
         misses = torch.empty_like(base)
         for i in reversed(range(COLUMN_TILE)):

@@ -15,6 +15,7 @@ from transformers import DeepseekV3Config, MixtralConfig, PreTrainedConfig, Qwen
 from awq_engine.capture import BlockInputs, capture_inputs
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Preset, RunConfig
+from awq_engine.drift import as_they_are
 from awq_engine.events import Event, FoldTested, LinearQuantized, Verified, Warned
 from awq_engine.folds import Fold, FoldKind, divide_producer, scale_consumers
 from awq_engine.journal import Journal
@@ -157,9 +158,9 @@ def test_drift_pairs_the_tokens_of_the_present_routing(tmp_path: Path):
         handle.remove()
         (x, picked, _), (old, other, _) = seen
         originals, names = Originals(block), ["mlp.experts.1.up_proj"]
-        (found,) = collect_expert_cross_statistics(block, originals, names, present, original, 0)
+        (found,) = collect_expert_cross_statistics(block, originals, names, present, original, 0, [as_they_are])
         rows = (picked == 1).any(-1)
 
         assert not torch.equal(rows, (other == 1).any(-1))
         assert found is not None
-        torch.testing.assert_close(found, x[rows].T @ old[rows] / rows.sum())
+        torch.testing.assert_close(found, old[rows].T @ x[rows] / rows.sum())

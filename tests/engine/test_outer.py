@@ -59,11 +59,14 @@ def test_streamed_head_is_the_head(
     weight, info = stored
     monkeypatch.setattr(outer, "CHUNK_BYTES", 100)
     head = nn.Linear(6, 50, bias=bias)
-    x = torch.randn(2, 3, 6)
+    x = torch.randn(2, 3, 6, requires_grad=True)
+    wanted = torch.randn(2, 3, 50)
     with streamed_head(head, info):
         found = head(x)
+        (gradient,) = torch.autograd.grad(found, x, wanted)
 
     assert torch.allclose(found, nn.functional.linear(x, weight.float(), head.bias), atol=1e-6)
+    assert torch.allclose(gradient, wanted @ weight.float(), atol=1e-5)
     assert "forward" not in vars(head)
 
 

@@ -272,7 +272,7 @@ def test_gradients_that_memory_is_too_small_for_end_the_run(
 ):
     """Going on without them would make other weights than a resumed run that finds the memory."""
 
-    def too_much(*_: object) -> None:
+    def too_much(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr("awq_engine.sensitivity.capture_inputs", too_much)
