@@ -215,7 +215,7 @@ class _Shared:
         return self._seen[id(tensor)]
 
     def _equal(self, tensor: torch.Tensor) -> torch.Tensor:
-        digest = hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+        digest = hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
         return self._known.setdefault((digest, tensor.shape, tensor.dtype, tensor.device), tensor)
 
 
