@@ -82,6 +82,12 @@ def head_dim(block: nn.Module, config: Any) -> int:
     return text.hidden_size // heads if heads else 1
 
 
+def value_dim(block: nn.Module, config: Any) -> int:
+    """Width of what one head's values hold, where that is not the width of its queries and keys."""
+    widths = [getattr(module, "v_head_dim", None) for module in block.modules()]
+    return next((width for width in widths if isinstance(width, int)), 0) or head_dim(block, config)
+
+
 def outside_parts(model: nn.Module, blocks_name: str) -> list[str]:
     """Paths of the largest parts with linears that do not hold the decoder blocks: towers, projectors, the head."""
     return list(_parts_beside(model, "", blocks_name))

@@ -181,7 +181,7 @@ def _note_fold(job: BlockJob, bench: Bench, fold: Fold, effective: torch.Tensor)
         bench.columns[name] = bench.columns[name] * columns if name in bench.columns else columns
     if fold.kind is FoldKind.ROWS:
         rows = bench.rows.setdefault(fold.producer, ones(job.linear(fold.producer).weight[:, 0]))
-        rows[fold.row_offset : fold.row_offset + fold.width] *= effective
+        fold.rows_of(rows).mul_(effective.view(fold.rows_of(rows).shape))
     bench.folds.append(fold)
 
 

@@ -69,7 +69,10 @@ class Fold:
     width: int
     """Channels of the producer that carry a scale."""
     row_offset: int = 0
-    """First of these channels among the producer's rows (fused projections)."""
+    """First of these channels among the producer's rows, or among every `stride` of them (fused projections)."""
+    stride: int = 0
+    """Rows of the producer from one head to the next, when each head's queries, keys and values lie together; 0 when
+    the channels follow one another."""
     repeat: int = 1
     """Consumer channels per producer channel: query heads per key/value head."""
     head_dim: int = 1
@@ -87,6 +90,11 @@ class Fold:
         """From producer channels [width] to consumer channels [in_features]; head by head where heads are shared."""
         heads = channel.view(-1, 1, self.head_dim)
         return heads.expand(-1, self.repeat, -1).reshape(-1)
+
+    def rows_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The producer's rows that carry a scale out of all its rows [rows, ...]: a view [heads, each, ...]."""
+        heads = values.unflatten(0, (-1, self.stride or len(values)))
+        return heads[:, self.row_offset : self.row_offset + self.width // len(heads)]
 
     def reduce(self, channel: torch.Tensor) -> torch.Tensor:
         """From consumer channels [in_features] to producer channels [width], the mean over shared heads."""
@@ -166,7 +174,7 @@ def find_fold(
     Args:
         all_alike: a fold and the same in other experts; they are probed together.
         forward: runs the block on the probe input, float32 [batch, seq, hidden] -> the same.
-        head_dim: width of an attention head, for values shared between query heads.
+        head_dim: width of an attention head's values, for those shared between query heads or fused with others.
     """
     baseline = forward()
     closest = Probe(group, None, "", 1.0)
@@ -217,20 +225,32 @@ def divide_producer(
     spite of the rounding.
     """
     producer = block.get_submodule(fold.producer)
-    rows = slice(fold.row_offset, fold.row_offset + fold.width)
-    weight = producer.weight.data[rows]  # pyright: ignore
-    bias = producer.bias.data[rows] if getattr(producer, "bias", None) is not None else None  # pyright: ignore
+    weight: torch.Tensor = producer.weight.data  # pyright: ignore
+    bias: torch.Tensor | None = producer.bias.data if getattr(producer, "bias", None) is not None else None  # pyright: ignore
     if fold.kind is FoldKind.ROWS:
-        effective = channel_scale if bias is None or dtype is None else _scale_kept_by(bias, channel_scale, dtype)
-        weight.div_(effective[:, None])
-    else:
-        offset = 1.0 if fold.kind is FoldKind.UNIT_OFFSET_NORM else 0.0
-        effective = _divide_norm(weight, bias, channel_scale, offset, dtype)
+        return _divide_rows(weight, bias, fold, channel_scale, dtype)
+    offset = 1.0 if fold.kind is FoldKind.UNIT_OFFSET_NORM else 0.0
+    effective = _divide_norm(weight, bias, channel_scale, offset, dtype)
     if bias is not None:
-        bias.div_(effective)
-        if dtype is not None:
-            bias.copy_(bias.to(dtype))
+        bias.copy_(_rounded(bias / effective, dtype))
     return effective
+
+
+def _divide_rows(
+    weight: torch.Tensor, bias: torch.Tensor | None, fold: Fold, channel_scale: torch.Tensor, dtype: torch.dtype | None
+) -> torch.Tensor:
+    rows = fold.rows_of(weight)
+    scale = channel_scale.view(rows.shape[:2])
+    if bias is not None:
+        biases = fold.rows_of(bias)
+        scale = scale if dtype is None else _scale_kept_by(biases, scale, dtype)
+        biases.copy_(_rounded(biases / scale, dtype))
+    rows.div_(scale[:, :, None])
+    return scale.flatten()
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return values if dtype is None else values.to(dtype)
 
 
 def _divide_norm(
@@ -293,7 +313,13 @@ def _row_candidates(name: str, rows: int, group: InputGroup, head_dim: int) -> I
     # values shared between query heads: a projection of their own, or the last rows of a fused q|k|v
     for values in (rows, (rows - width) // 2):
         if 0 < values < width and width % values == 0 and values % head_dim == 0:
-            yield Fold(name, group.consumers, FoldKind.ROWS, values, rows - values, width // values, head_dim)
+            yield Fold(name, group.consumers, FoldKind.ROWS, values, rows - values, 0, width // values, head_dim)
+    # head by head, values last: [q|k|v] for each, [q|..|q|k|v] for each that queries share, [k|v] of a latent
+    for heads in dict.fromkeys((width // head_dim, (rows - width) // (2 * head_dim))):
+        values = heads * head_dim
+        if heads > 1 and values < rows and width % values == 0 and rows % heads == 0:
+            stride, repeat = rows // heads, width // values
+            yield Fold(name, group.consumers, FoldKind.ROWS, values, stride - head_dim, stride, repeat, head_dim)
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:

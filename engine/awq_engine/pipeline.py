@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from awq_engine import events as e
-from awq_engine.architecture import head_dim
+from awq_engine.architecture import value_dim
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.card import model_card
@@ -242,7 +242,7 @@ def _block_job(
         index=index, block=block, specs=specs, inputs=streams.inputs,
         original=streams.original, sensitivity=sensitivity, probe=streams.probe, recipe=streams.recipe,
         seed=plan.config.seed,
-        head_dim=head_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
+        head_dim=value_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
         checkpoint_cancel=lambda: _raise_if_cancelled(run),
     )  # fmt: skip
 

@@ -6,9 +6,19 @@ import pytest
 import torch
 from tiny_model import TINY, write_tiny_model
 from torch import nn
-from transformers import CohereConfig, Gemma2Config, OPTConfig, Phi3Config, PreTrainedConfig, Qwen2Config
+from transformers import (
+    CohereConfig,
+    DeepseekV3Config,
+    FalconConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
-from awq_engine.architecture import head_dim
+from awq_engine.architecture import value_dim
 from awq_engine.capture import capture_inputs
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.folds import Fold, FoldKind, Probe, divide_producer, find_fold, input_groups, scale_consumers
@@ -30,7 +40,7 @@ def probes_of(folder: Path, block: int = 1) -> dict[str, Probe]:
         names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
         groups = input_groups(module, names, forward)
         return {
-            group.consumers[0]: find_fold(module, group, forward, head_dim(module, skeleton.model.config))
+            group.consumers[0]: find_fold(module, group, forward, value_dim(module, skeleton.model.config))
             for group in groups
         }
 
@@ -85,6 +95,27 @@ ARCHITECTURES: dict[str, tuple[PreTrainedConfig, dict[str, tuple[str, FoldKind]]
             "self_attn.q_proj": ("input_layernorm", FoldKind.NORM),
             "self_attn.o_proj": ("self_attn.v_proj", FoldKind.ROWS),
             "mlp.down_proj": ("mlp.up_proj", FoldKind.ROWS),
+        },
+    ),
+    "gpt_neox, whose queries, keys and values lie together head by head": (
+        GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+        {"attention.dense": ("attention.query_key_value", FoldKind.ROWS)},
+    ),
+    "falcon, where several heads of queries lie with the keys and values they share": (
+        FalconConfig(
+            vocab_size=2048, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2,
+            new_decoder_architecture=True,
+        ),
+        {"self_attention.dense": ("self_attention.query_key_value", FoldKind.ROWS)},
+    ),
+    "deepseek, whose keys and values come from a latent": (
+        DeepseekV3Config(
+            **{**SMALL, "num_key_value_heads": 4}, q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=8,
+            qk_nope_head_dim=24, v_head_dim=16, first_k_dense_replace=2,
+        ),
+        {
+            "self_attn.o_proj": ("self_attn.kv_b_proj", FoldKind.ROWS),
+            "self_attn.kv_b_proj": ("self_attn.kv_a_layernorm", FoldKind.NORM),
         },
     ),
     "opt, with ReLU between its two layers": (

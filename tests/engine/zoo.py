@@ -7,6 +7,7 @@ checkpoints have. No weight is one that a wrong fold could hide behind: norms ar
     stream     the blocks run one after the other on captured arguments      = the original model
     folded     the same with every fold applied with a random scale          = the original model, or as near to it as
                the original is when its weights move by one float32 number (a recurrence can amplify that)
+               or, in a model stored in 16 bits, the biases of norms as far as their rounding may move them
     reloaded   the written checkpoint, loaded again and run by transformers  = what the pipeline had in memory
     reference  the same through the integer kernels' reference               = the same
 """
@@ -25,7 +26,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from zoo_configs import VOCABULARY, tiny_config
 
-from awq_engine.architecture import head_dim
+from awq_engine.architecture import value_dim
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Preset, RunConfig
@@ -71,9 +72,7 @@ class Findings:
     """Largest difference of a logit from the original's, relative to the largest logit."""
     folded: float = float("nan")
     noise: float = float("nan")
-    """What becomes of the original's logits when every weight moves to the next float32 number: folds do that, too."""
-    narrow: bool = False
-    """Whether the checkpoint is stored in 16 bits; then folds round the biases of norms."""
+    """What becomes of the original's logits when its weights move as little as folds may move them."""
     reloaded: float = float("nan")
     """The same, from the pipeline's own logits."""
     reference: float = float("nan")
@@ -83,10 +82,9 @@ class Findings:
     @property
     def unlike(self) -> str | None:
         """The first of the four things that does not hold, in words."""
-        moved = BIAS_LOSS / 2**-23 if self.narrow else 2  # in float32 numbers
         wrong = {
             "the captured arguments do not give the original model": self.stream < TOLERANCE,
-            "a fold changed the function": self.folded < max(TOLERANCE, moved * self.noise),
+            "a fold changed the function": self.folded < max(TOLERANCE, 2 * self.noise),
             "the written checkpoint computes something else": self.reloaded < TOLERANCE,
             "the kernels compute something else": self.reference < TOLERANCE,
         }
@@ -152,10 +150,10 @@ def examine_folder(source: Path, folder: Path, **options: Any) -> Findings:
     )  # fmt: skip
     plan = make_plan(config, skeleton)
     found = Findings(checkpoint.model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
-    found.narrow = any(tensor.dtype != "F32" for tensor in checkpoint.tensors.values())
+    narrow = any(tensor.dtype in ("BF16", "F16") for tensor in checkpoint.tensors.values())
     loaded = load_dequantized(source).model
     original = loaded(input_ids=ids[:1], use_cache=False).logits
-    found.noise = difference(_nudged(loaded)(input_ids=ids[:1], use_cache=False).logits, original)
+    found.noise = difference(_nudged(loaded, narrow)(input_ids=ids[:1], use_cache=False).logits, original)
     found.stream = difference(streamed(skeleton, plan, ids[:1]), original)
     found.folded = difference(streamed(skeleton, plan, ids[:1], fold=True), original)
     own = _run(config, plan, skeleton, ids, found)
@@ -167,10 +165,14 @@ def examine_folder(source: Path, folder: Path, **options: Any) -> Findings:
     return found
 
 
-def _nudged(model: nn.Module) -> nn.Module:
-    """The model with every weight one float32 number further."""
+def _nudged(model: nn.Module, narrow: bool) -> nn.Module:
+    """The model with every weight one float32 number further; the biases of norms as far as narrow dtypes let them."""
     for parameter in model.parameters():
         parameter.copy_(torch.nextafter(parameter, torch.randn_like(parameter) * torch.inf))
+    for module in model.modules() if narrow else ():
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if weight is not None and weight.ndim == 1 and bias is not None:
+            bias.add_(weight * torch.randn_like(bias).sign(), alpha=BIAS_LOSS)
     return model
 
 
@@ -228,7 +230,7 @@ def _fold_all(skeleton: Skeleton, plan: Plan, block: nn.Module, inputs: BlockInp
 
     names = [linear.name for linear in plan.block_linears(index)]
     for group in input_groups(block, names, forward):
-        width = head_dim(block, skeleton.model.config)
+        width = value_dim(block, skeleton.model.config)
         fold = find_fold(block, _storable(skeleton, block, index, group), forward, width).fold
         if fold is not None:
             scale = torch.exp2(torch.rand(fold.width) * 4 - 2)
