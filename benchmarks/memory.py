@@ -4,7 +4,7 @@
         [--seq-len 512] [--quick] [--work FOLDER]
 
 SHAPE is one of `benchmarks.synthetic.SHAPES`, written first with `--blocks` blocks; MODEL is a folder. With `--quick`
-the searches of scales and clips try two points each: the peak is the same, the time is not. The engine's
+it runs as `benchmarks.quick_engine`, its long loops cut short: the peak is the same, the time is not. The engine's
 process is watched from outside: its peak is what the kernel tells at its end (what `/usr/bin/time -v` prints), and the
 phase of the peak comes from a sample of /proc every few milliseconds beside the newest line of the journal.
 
@@ -32,14 +32,6 @@ from awq_engine.state import replay
 
 ALLOWANCE = 1_500_000_000
 SAMPLE_SECONDS = 0.01
-QUICK_ENGINE = """
-import sys
-from awq_engine import clip_search, scale_search, worker
-assert scale_search.N_GRID and clip_search.STEPS_TOGETHER and clip_search.ROUNDS
-scale_search.N_GRID = clip_search.STEPS_TOGETHER = 1
-clip_search.ROUNDS = 0
-sys.exit(worker.main(sys.argv[1:]))
-"""
 
 
 class Watch:
@@ -114,10 +106,10 @@ def measure(folder: Path, name: str, preset: Preset, options: argparse.Namespace
 
 
 def spawn_quick_engine(run: Run) -> subprocess.Popen[bytes]:
-    """As `spawn_engine`, but with a scale search cut short."""
+    """As `spawn_engine`, but with its loops cut short."""
     descriptor = run.take_lock()
     with run.log_path.open("ab") as log:
-        command = [sys.executable, "-c", QUICK_ENGINE, str(run.path), str(descriptor)]
+        command = [sys.executable, "-m", "benchmarks.quick_engine", str(run.path), str(descriptor)]
         return subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[descriptor])
 
 

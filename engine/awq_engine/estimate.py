@@ -111,6 +111,8 @@ class Estimate:
     peak_host_bytes: int
     hidden_bytes: int
     """Of the hidden states, which are kept on disk when memory is short."""
+    spills: bool
+    """Whether the memory the run may take is too short for them."""
     seconds: float
     speed: Speed
     problems: tuple[str, ...]
@@ -155,6 +157,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         blocks_bytes=packed,
         peak_host_bytes=fixed if spills else fixed + hidden,
         hidden_bytes=hidden,
+        spills=spills,
         seconds=work(shapes, config) / speed.flops,
         speed=speed,
         problems=tuple(find_problems(checkpoint, linears, specs, config)),

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from awq_engine.events import Event, Record
 
+PROGRESS_SECONDS = 0.2
+"""Progress is reported at most this often."""
 MAX_LINE = 8 << 20
 """Bytes; a longer line cannot be ours."""
 
@@ -24,6 +26,20 @@ class EventSink(Protocol):
     """Where the engine's work reports to."""
 
     def __call__(self, event: Event) -> None: ...
+
+
+def throttled(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """`report(done, total)`, but not more often than the screen can use; the last call always gets through."""
+    last = 0.0
+
+    def call(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= PROGRESS_SECONDS:
+            last = now
+            report(done, total)
+
+    return call
 
 
 class Journal:

@@ -6,6 +6,7 @@ Standard library only: the app imports this module.
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 from awq_engine.errors import UsageError
@@ -31,6 +32,11 @@ def available_bytes() -> int:
 def peak_resident_bytes() -> int | None:
     """Largest resident size of this process since it was started; None where the system does not say."""
     return _field(Path("/proc/self/status"), "VmHWM")
+
+
+def peak_host_bytes() -> int:
+    """Largest resident size of this process so far; `getrusage` would count what its parent was when it forked."""
+    return peak_resident_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _meminfo() -> int | None:

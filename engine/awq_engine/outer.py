@@ -100,6 +100,10 @@ class TableOnDemand(torch.Tensor):
                 return given["weight"].look_up(given["input"])
             if func.__name__ == "__get__" and not isinstance(found := func(*args), torch.Tensor):
                 return found  # shape and the like hold no values
+            if func is torch.empty_like:
+                return func(*args, **kwargs)
+            if func is torch.Tensor.detach:  # what `state_dict` does with everything
+                return args[0]
             args, kwargs = tree_map_only(cls, lambda x: x.read(torch.arange(len(x._known))), (args, kwargs))
             return func(*args, **kwargs)
 

@@ -12,12 +12,10 @@ resumed run computes with the very same numbers as one that was never interrupte
 from __future__ import annotations
 
 import dataclasses
-import resource
-import shutil
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,54 +23,36 @@ from torch import nn
 
 from awq_engine import events as e
 from awq_engine.architecture import value_dim
+from awq_engine.block_store import block_file, finished_blocks, install_block, stored_tensors
 from awq_engine.calibration import Calibration, check_vocabulary
-from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
-from awq_engine.card import model_card
-from awq_engine.checkpoint import Checkpoint, read_checkpoint, read_header
+from awq_engine.capture import BlockInputs, capture_inputs
+from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Format, RunConfig
-from awq_engine.disk import check_disk
-from awq_engine.errors import BadInputError, InterruptedRunError
+from awq_engine.errors import BadInputError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
-from awq_engine.format import size
-from awq_engine.formats.registry import CODECS
-from awq_engine.journal import EventSink
-from awq_engine.memory import available_bytes, peak_resident_bytes
+from awq_engine.journal import EventSink, throttled
+from awq_engine.memory import peak_host_bytes
 from awq_engine.models import resolve_model
 from awq_engine.outer import TORCH_DTYPES, refuse_non_finite
-from awq_engine.output import check_output, check_run
+from awq_engine.output import check_run
 from awq_engine.plan import Plan, make_plan
-from awq_engine.quantize_block import BlockJob, BlockResult, quantize_block
-from awq_engine.recipe import Recipe, recipe_of
-from awq_engine.report import build_report, read_report
+from awq_engine.publishing import already_published, remove_leftovers, write_output
+from awq_engine.quantize_block import BlockJob, quantize_block
+from awq_engine.recipe import recipe_of
+from awq_engine.report import read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
-from awq_engine.runtime import pick_device
+from awq_engine.runtime import peak_device_bytes, pick_device
 from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.size_target import meet_target
 from awq_engine.skeleton import Skeleton, build_skeleton
-from awq_engine.skip_list import skip_list
-from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
-from awq_engine.state import RunState, replay
-from awq_engine.verify import verify_output
-from awq_engine.writer import (
-    file_sha256,
-    output_tensors,
-    publish,
-    save_block,
-    staging_folder,
-    write_shards,
-    write_side_files,
-)
-from awq_kernels.reference import dequantize
+from awq_engine.spill import NewBatches
+from awq_engine.streams import BatchSize, Streams, hidden_store
+from awq_engine.writer import save_block
 
-BATCH_TOKENS = 4096
-BATCH_NUMBERS = 1 << 23
-"""Tokens, and numbers that the widest linear reads of them, that go through a block at once."""
 PROBE_TOKENS = 64
 """Length of the sequence on which folds are probed and the output is verified."""
-PROGRESS_SECONDS = 0.2
-"""Progress is reported at most this often."""
 
 
 @torch.no_grad()
@@ -81,9 +61,9 @@ def execute(run: Run, emit: EventSink) -> None:
     config = run.config()
     folder = resolve_model(config.model, _download_reporter(emit)).path
     checkpoint = read_checkpoint(folder)
-    if _already_published(run, config):
+    if already_published(run, config):
         emit(e.RunFinished(read_report(Path(config.output))["result"]))
-        _remove_leftovers(run)
+        remove_leftovers(run)
         return
     check_run(config, checkpoint, estimate(checkpoint, config))
     skeleton = build_skeleton(checkpoint, str(pick_device(config.device)))
@@ -114,20 +94,34 @@ def quantize_blocks(
 
     `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
     """
-    width = max((linear.in_features for linear in plan.linears), default=1)
-    batch_size = max(1, min(BATCH_TOKENS, BATCH_NUMBERS // width) // ids.shape[1])
     for key in skeleton.outer_keys():
         refuse_non_finite(skeleton.checkpoint.tensors[key])
     check_vocabulary(ids, skeleton.model.get_input_embeddings().num_embeddings)  # pyright: ignore
+    sizes = BatchSize(run, plan, ids)
+    while True:
+        try:
+            return _quantize_in_batches(run, plan, skeleton, ids, weights, sizes.now, emit)
+        except torch.OutOfMemoryError:  # of a GPU; on the host there is no such moment to step back
+            if not sizes.halve():
+                raise
+        gc.collect()
+        torch.cuda.empty_cache()
+        emit(e.Warned(f"the GPU's memory is full; going on with {sizes.now} sequences at a time"))
+
+
+def _quantize_in_batches(
+    run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, weights: torch.Tensor | None, batch_size: int,
+    emit: EventSink,
+) -> BlockInputs:  # fmt: skip
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
-    inputs = capture_inputs(skeleton, ids.split(batch_size), progress, _hidden_store(run, skeleton.checkpoint, emit))
+    inputs = capture_inputs(skeleton, ids.split(batch_size), progress, hidden_store(run, plan.forecast, emit))
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
-    streams = _Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    streams = Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
     sensitivity = _measure_sensitivity(run, skeleton, ids, inputs.store, emit) if recipe.sensitivity else None
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
-        _raise_if_cancelled(run)
+        run.raise_if_cancelled()
         with skeleton.loaded_block(index) as block:
             _refuse_non_finite(block, skeleton.block_name(index))
             if index in finished:
@@ -138,19 +132,6 @@ def quantize_blocks(
                 job = _block_job(run, plan, skeleton, streams, sensitivity, block, index, emit)
                 _quantize_one(run, plan, skeleton, streams, job)
     return streams.probe
-
-
-def _hidden_store(run: Run, checkpoint: Checkpoint, emit: EventSink) -> NewBatches:
-    """Memory, or a file in the run directory where memory is too small; the numbers are the same."""
-    config = run.config()
-    forecast = estimate(checkpoint, dataclasses.replace(config, max_memory=0))
-    limit = config.max_memory or available_bytes()
-    if forecast.peak_host_bytes <= limit:
-        return list
-    check_disk(run.path, forecast.hidden_bytes, "hidden states that do not fit into memory")
-    why = f"the run takes about {size(forecast.peak_host_bytes)}, and may take {size(limit)}"
-    emit(e.Warned(f"hidden states ({size(forecast.hidden_bytes)}) are kept on disk: {why} of memory"))
-    return lambda: SpilledBatches(run.path)
 
 
 def _measure_sensitivity(
@@ -165,12 +146,12 @@ def _measure_sensitivity(
         return None
 
 
-def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, job: BlockJob) -> None:
+def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: Streams, job: BlockJob) -> None:
     started = time.perf_counter()
     block, index, emit = job.block, job.index, job.emit
     emit(e.BlockStarted(index, skeleton.block_name(index)))
     result = quantize_block(job)
-    tensors = _stored_tensors(result, plan, skeleton, index)
+    tensors = stored_tensors(result, plan, skeleton, index)
     install_block(block, tensors, plan, skeleton, index)
     streams.advance(block, index, result.outputs)
     _warn_of_overflow(plan.config, streams.inputs.hidden[0], index, emit)
@@ -196,41 +177,8 @@ def _warn_of_overflow(config: RunConfig, hidden: torch.Tensor, index: int, emit:
         )
 
 
-class _Streams:
-    """The hidden states that travel through the model: which ones depends on the recipe."""
-
-    def __init__(self, recipe: Recipe, inputs: BlockInputs, probe: BlockInputs) -> None:
-        self.recipe = recipe
-        self.inputs = inputs
-        """What blocks are calibrated on: of the original model, or of the quantized one (`recipe.sequential`)."""
-        self.original: BlockInputs | None = None
-        """Of the original model, when both are needed."""
-        if recipe.drift:
-            self.original = inputs.fork()
-        self.probe = probe
-        """One sequence through the quantized model, always."""
-
-    def advance(self, block: nn.Module, index: int, outputs: Batches) -> None:
-        """Move on past a quantized `block`, given the original block's `outputs`."""
-        if self.recipe.sequential:
-            self.inputs.advance(block, index)
-        if self.original is not None:
-            self.original.hidden = outputs
-        elif not self.recipe.sequential:
-            self.inputs.hidden = outputs
-        self.probe.advance(block, index)
-
-    def replay(self, block: nn.Module, index: int, install: Callable[[], None]) -> None:
-        """Move on past a block that is done: first as the original, then, after `install`, as quantized."""
-        with torch.no_grad():
-            source = self.original or (None if self.recipe.sequential else self.inputs)
-            outputs = [] if source is None else copied(source.outputs(block, index), source.store)
-            install()
-            self.advance(block, index, outputs)
-
-
 def _block_job(
-    run: Run, plan: Plan, skeleton: Skeleton, streams: _Streams, sensitivity: Sensitivity | None, block: nn.Module,
+    run: Run, plan: Plan, skeleton: Skeleton, streams: Streams, sensitivity: Sensitivity | None, block: nn.Module,
     index: int, emit: EventSink,
 ) -> BlockJob:  # fmt: skip
     def stored_dtype(parameter: str) -> torch.dtype | None:
@@ -243,142 +191,8 @@ def _block_job(
         original=streams.original, sensitivity=sensitivity, probe=streams.probe, recipe=streams.recipe,
         seed=plan.config.seed,
         head_dim=value_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
-        checkpoint_cancel=lambda: _raise_if_cancelled(run),
+        checkpoint_cancel=run.raise_if_cancelled,
     )  # fmt: skip
-
-
-def _stored_tensors(result: BlockResult, plan: Plan, skeleton: Skeleton, index: int) -> dict[str, torch.Tensor]:
-    """A block's new tensors under their names in the checkpoint."""
-    linears = {linear.name: linear for linear in plan.block_linears(index)}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in result.weights.items():
-        linear = linears[name]
-        parts = CODECS[plan.config.format].pack(weight.to("cpu"), linear.spec, linear.key)
-        tensors |= {f"{linear.key}.{part}": tensor for part, tensor in parts.items()}
-    for name, tensor in result.changed.items():
-        source = skeleton.sources[f"{skeleton.block_name(index)}.{name}"]
-        tensors[source.name] = source.restore(tensor)
-    paths = [f"{skeleton.block_name(index)}.{name}" for name in result.weights]
-    done = tensors.keys() | {f"{linears[name].key}.weight" for name in result.weights}
-    return tensors | skeleton.read_neighbours(paths, done)
-
-
-@torch.no_grad()
-def install_block(
-    block: nn.Module, tensors: dict[str, torch.Tensor], plan: Plan, skeleton: Skeleton, index: int
-) -> None:
-    """Put a block's stored tensors into its modules, integers as floats: the block now computes as readers will."""
-    parameters, codec = dict(block.named_parameters()), CODECS[plan.config.format]
-    for linear in plan.written_linears(index, tensors):
-        weight = codec.unpack(codec.of(tensors, linear.key), linear.spec, linear.key)
-        parameters[f"{linear.name}.weight"].copy_(dequantize(weight))
-    for name, parameter in parameters.items():
-        source = skeleton.sources.get(f"{skeleton.block_name(index)}.{name}")
-        if source is not None and source.name in tensors:
-            parameter.copy_(source.restore(tensors[source.name]))
-
-
-def block_file(run: Run, index: int) -> Path:
-    return run.blocks_dir / f"{index:05d}" / "block.safetensors"
-
-
-def finished_blocks(run: Run) -> set[int]:
-    """The leading blocks whose files are on disk and intact; a damaged one ends the list."""
-    state = replay(run.records())
-    finished: set[int] = set()
-    while (index := len(finished)) in state.blocks:
-        if file_sha256(block_file(run, index)) != state.blocks[index].sha256:
-            break
-        finished.add(index)
-    return finished
-
-
-def write_output(
-    run: Run, plan: Plan, skeleton: Skeleton, probe: BlockInputs, probe_ids: torch.Tensor, emit: EventSink
-) -> None:
-    """Assemble the checkpoint beside its final place, verify it, publish it."""
-    _raise_if_cancelled(run)
-    plan = _as_done(run, plan)
-    output = Path(plan.config.output)
-    blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
-    parts = skeleton.split_keys(linear.path for linear in plan.linears)
-    tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears}, parts)
-    with staging_folder(run.staging(output)) as staging:
-        write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
-        state = replay(run.records())
-        result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
-        card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
-        write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
-        emit(e.PhaseProgress("verifying", 0, 1))
-        expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
-        emit(verify_output(staging, probe_ids, expected, skeleton.device))
-        _raise_if_cancelled(run)
-        check_output(output, skeleton.checkpoint.path, plan.config.overwrite)  # another run may have been faster
-        publish(staging, output)
-    emit(e.RunFinished(result))
-    _remove_leftovers(run)
-
-
-def _remove_leftovers(run: Run) -> None:
-    """What a published run no longer needs."""
-    shutil.rmtree(run.blocks_dir, ignore_errors=True)
-    shutil.rmtree(run.gradients_dir, ignore_errors=True)
-
-
-def _as_done(run: Run, plan: Plan) -> Plan:
-    """The plan without the linears that had to stay in floats."""
-    done = [
-        linear
-        for index in range(plan.event.n_blocks)
-        for linear in plan.written_linears(index, read_header(block_file(run, index)))
-    ]
-    return dataclasses.replace(plan, linears=tuple(done))
-
-
-def quantization_config(plan: Plan, skeleton: Skeleton) -> dict[str, Any]:
-    """The `quantization_config` of the output, as the readers of its format expect it."""
-    specs = {linear.key: linear.spec for linear in plan.linears}
-    return CODECS[plan.config.format].settings(specs, skip_list(skeleton, specs))
-
-
-def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[str, Any]:
-    """What `quantize --json` prints."""
-    return {
-        "run_id": run.id, "output": plan.config.output, "bits": plan.config.bits,
-        "group_size": plan.config.group_size, "symmetric": plan.config.symmetric, "format": plan.config.format.value,
-        "method": plan.config.method.value, "preset": plan.config.preset.value,
-        "overrides": list(plan.config.overrides), "target_bpw": run.config().target_bpw or None,
-        "bytes_before": plan.event.bytes_before, "bytes_after": bytes_after,
-        "bits_per_weight": plan.event.bits_per_weight, "seconds": round(state.elapsed(time.time()), 2),
-        "peak_host_bytes": max([peak_host_bytes(), *(b.peak_host_bytes for b in state.blocks.values())]),
-        "peak_device_bytes": max([peak_device_bytes(), *(b.peak_device_bytes for b in state.blocks.values())]),
-        "blocks": len(state.blocks), "linears": len(plan.linears), "folds": len(state.folds),
-        "fallbacks": len(state.fallbacks), "warnings": len(state.warnings),
-    }  # fmt: skip
-
-
-def peak_host_bytes() -> int:
-    """Largest resident size of this process so far; `getrusage` would count what its parent was when it forked."""
-    return peak_resident_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def peak_device_bytes() -> int:
-    """Largest CUDA allocation of this process so far."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
-def throttled(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """`report(done, total)`, but not more often than the screen can use; the last call always gets through."""
-    last = 0.0
-
-    def call(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done >= total or now - last >= PROGRESS_SECONDS:
-            last = now
-            report(done, total)
-
-    return call
 
 
 def _download_reporter(emit: EventSink) -> Callable[[int, int, str], None]:
@@ -404,27 +218,14 @@ def _calibration_event(calibration: Calibration) -> e.CalibrationReady:
     )  # fmt: skip
 
 
-def _already_published(run: Run, config: RunConfig) -> bool:
-    """Whether this very run's output is complete: the engine died between publishing and saying so."""
-    try:
-        return read_report(Path(config.output))["result"].get("run_id") == run.id
-    except (BadInputError, KeyError, AttributeError):
-        return False
-
-
 def _cancellable(run: Run, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """`report`, and the moment to stop where a cancel was asked for."""
 
     def call(done: int, total: int) -> None:
-        _raise_if_cancelled(run)
+        run.raise_if_cancelled()
         report(done, total)
 
     return call
-
-
-def _raise_if_cancelled(run: Run) -> None:
-    if run.cancel_requested():
-        raise InterruptedRunError(f"Run {run.id} was cancelled; continue it with `awq-tui resume {run.id}`.")
 
 
 def _refuse_non_finite(block: nn.Module, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from awq_engine.architecture import head_dim, outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import estimate, group_problem, misfits
+from awq_engine.estimate import Estimate, estimate, group_problem, misfits
 from awq_engine.events import PlanReady
 from awq_engine.formats.limits import Format, misfit, packed_bytes
 from awq_engine.fused import disagreement
@@ -58,9 +59,17 @@ class Plan:
     skipped: tuple[tuple[str, str], ...]
     """(name, reason) of linears that are copied as they are."""
     event: PlanReady
+    forecast: Estimate
+
+    @cached_property
+    def _by_block(self) -> dict[int, list[LinearPlan]]:
+        found: dict[int, list[LinearPlan]] = {}
+        for linear in self.linears:
+            found.setdefault(linear.block, []).append(linear)
+        return found
 
     def block_linears(self, block: int) -> list[LinearPlan]:
-        return [linear for linear in self.linears if linear.block == block]
+        return self._by_block.get(block, [])
 
     def written_linears(self, block: int, tensors: Iterable[str]) -> list[LinearPlan]:
         """Those of a block's linears that were quantized, given the names of its stored tensors."""
@@ -116,7 +125,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         output=config.output,
         warnings=_warnings(linears, skipped, config.format, refused),
     )
-    return Plan(config, tuple(linears), tuple(skipped), event)
+    return Plan(config, tuple(linears), tuple(skipped), event, forecast)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 import platformdirs
 
 from awq_engine.config import RunConfig, RunFile
-from awq_engine.errors import BadInputError, UsageError
+from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
 from awq_engine.journal import JournalReader, read_journal
 
@@ -148,6 +148,11 @@ class Run:
 
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
+
+    def raise_if_cancelled(self) -> None:
+        """The moment to stop, where a cancel was asked for."""
+        if self.cancel_requested():
+            raise InterruptedRunError(f"Run {self.id} was cancelled; continue it with `awq-tui resume {self.id}`.")
 
     def staging(self, output: Path) -> Path:
         """Where this run assembles `output`: beside it, under a name of its own."""

@@ -215,3 +215,8 @@ def _context_length(model: PreTrainedModel) -> int | None:
         if isinstance(found := getattr(config, field, None), int) and found > 0:
             return found
     return None
+
+
+def peak_device_bytes() -> int:
+    """Largest CUDA allocation of this process so far."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0

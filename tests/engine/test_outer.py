@@ -43,6 +43,16 @@ def test_only_rows_in_use_are_read(stored: tuple[torch.Tensor, TensorInfo], monk
     assert read == [0, 3, 9, 4]
 
 
+def test_a_table_that_is_listed_or_given_up_is_not_read(stored: tuple[torch.Tensor, TensorInfo]):
+    """Loading other parameters lists all that there are, and emptying one asks for its shape."""
+    embedding = nn.Embedding(50, 6)
+    embedding._parameters["weight"] = table = TableOnDemand.of(stored[1], torch.device("cpu"))  # type: ignore[assignment]
+    empty = torch.empty_like(embedding.state_dict()["weight"], device="meta")
+
+    assert empty.shape == (50, 6)
+    assert not table._known.any()
+
+
 @pytest.mark.parametrize("use", [lambda w: w[1:3] * 2, lambda w: w + w, lambda w: torch.stack([w.data, w])])
 def test_a_table_used_otherwise_is_read_whole(stored: tuple[torch.Tensor, TensorInfo], use: Callable[..., Any]):
     """Some models read the weight of an embedding past its module."""

@@ -43,8 +43,10 @@ from awq_engine.folds import (
     scale_consumers,
 )
 from awq_engine.journal import Journal
-from awq_engine.pipeline import TORCH_DTYPES, quantize_blocks, write_output
+from awq_engine.outer import TORCH_DTYPES
+from awq_engine.pipeline import quantize_blocks
 from awq_engine.plan import Plan, make_plan
+from awq_engine.publishing import write_output
 from awq_engine.runs import create_run
 from awq_engine.runtime import load_dequantized, load_model
 from awq_engine.skeleton import Skeleton, build_skeleton

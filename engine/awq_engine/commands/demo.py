@@ -22,7 +22,7 @@ REPLY_TOKENS = 240
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run everything and print one summary."""
-    from awq_engine.pipeline import peak_host_bytes
+    from awq_engine.memory import peak_host_bytes
 
     started = time.monotonic()
     run, engine = start_demo()
