@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import Method, RunConfig
@@ -22,7 +24,7 @@ tags: [{method_tag}, int{bits}, awq-tui]
 
 | | |
 |---|---|
-| format | {layout}, {symmetry}, group size {group_size}{overrides} |
+| format | {layout}, {symmetry}, group size {group_size}{shapes} |
 | quantized | {quantized} linears in {blocks} decoder blocks, {bits_per_weight:.2f} bits per weight |
 | not quantized | {rest}{skipped} |
 | size | {before:.1f} MB to {after:.1f} MB |
@@ -46,8 +48,8 @@ _READERS = {
     "`awq-tui chat`.",
     Format.COMPRESSED_TENSORS: "The weights load in vLLM, in transformers with the package compressed-tensors, and in "
     "`awq-tui chat`.",
-    Format.GPTQ: "The weights load in vLLM, in transformers with the packages gptqmodel and optimum, and in "
-    "`awq-tui chat`.",
+    Format.GPTQ: "The weights load in vLLM, in transformers with the packages gptqmodel and optimum, when symmetric in "
+    "GPTQModel, and in `awq-tui chat`.",
     Format.GPTQ_V2: "The weights load in vLLM since October 2025, in GPTQModel, and in `awq-tui chat`.",
 }
 
@@ -61,7 +63,7 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     return _CARD.format(
         base=base, quoted_base=json.dumps(base, ensure_ascii=False), title=f"{base.rpartition('/')[2]} AWQ", how=how,
         bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
-        overrides="".join(f"; {one_line(override)}" for override in config.overrides),
+        shapes=_shapes(plan),
         quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
         layout=LIMITS[config.format].title, method_tag=config.format.value,
         readers=" ".join([_READERS[config.format], *plan.event.warnings]),
@@ -69,6 +71,28 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
         method=_method(config),
         calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,
     )  # fmt: skip
+
+
+LISTED_OVERRIDES = 3
+"""As many are given in full; of more, how many linears got which shape."""
+
+
+def _shapes(plan: Plan) -> str:
+    """What is not as for most linears: the overrides, or, where these are many, numbers of linears by their shape."""
+    if len(plan.config.overrides) <= LISTED_OVERRIDES:
+        return "".join(f"; {one_line(override)}" for override in plan.config.overrides)
+    counts = Counter((linear.spec.bits, linear.spec.group_size) for linear in plan.linears)
+    words = [f"{count} linears with {bits} bits, group size {group}" for (bits, group), count in counts.most_common()]
+    return "; " + ", ".join(words)
+
+
+def converted_card(text: str, layout: Format) -> str:
+    """A card of ours after the weights went into another format; any other README stays what it is."""
+    for other, limits in LIMITS.items():
+        text = text.replace(f"| format | {limits.title},", f"| format | {LIMITS[layout].title},")
+        text = text.replace(f"tags: [{other.value}, int", f"tags: [{layout.value}, int")
+        text = text.replace(f"{_READERS[other]}", _READERS[layout]) if other is not layout else text
+    return re.sub(r" vLLM's Marlin kernel does not take [^;\n]*; slower kernels may\.", "", text)
 
 
 def _method(config: RunConfig) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from awq_engine.card import converted_card
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_checkpoint, read_header
 from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, VerificationError
@@ -88,7 +89,7 @@ def convert(source: Path, output: Path, layout: Format, *, overwrite: bool = Fal
             write_shards(staging, tensors, lambda done, total: progress("writing", done, total))
             skeleton = build_skeleton(as_floats(checkpoint, quantization))
             write_config(staging, checkpoint, codec.settings(specs, skip_list(skeleton, specs)))
-            _copy_side_files(checkpoint.path, staging)
+            _copy_side_files(checkpoint.path, staging, layout)
             _verify(checkpoint, quantization, staging, list(specs), progress)
             check_output(output, source.resolve(), overwrite)
             publish(staging, output)
@@ -164,11 +165,15 @@ def _in_order(
             yield from waiting.pop(linear)
 
 
-def _copy_side_files(source: Path, target: Path) -> None:
+def _copy_side_files(source: Path, target: Path, layout: Format) -> None:
     for pattern in COPIED_PATTERNS:
         for file in source.glob(pattern):
             if file.is_file() and file.name not in NOT_COPIED:
                 shutil.copyfile(file, target / file.name)
+    card = target / "README.md"
+    if card.exists():
+        text = card.read_text(encoding="utf-8", errors="surrogateescape")
+        card.write_text(converted_card(text, layout), encoding="utf-8", errors="surrogateescape")
 
 
 def _verify(

@@ -26,9 +26,16 @@ def default_output(
     symmetric: bool = False,
     method: Method = Method.AWQ,
     layout: Format = Format.AWQ,
+    target_bpw: float = 0.0,
 ) -> Path:
-    """`./NAME-AWQ-W4-G128` for a model called `name`, absolute; formats other than `awq` are named too."""
-    shape = folder_name(f"{name}-{method.upper()}", bits=bits, group_size=group_size, symmetric=symmetric)
+    """`./NAME-AWQ-W4-G128` for a model called `name`, absolute; formats other than `awq` are named too.
+
+    With a size to meet, that stands for bits and groups: `./NAME-AWQ-4.25bpw`.
+    """
+    if target_bpw:
+        shape = f"{name}-{method.upper()}-{target_bpw:g}bpw{'-sym' if symmetric else ''}"
+    else:
+        shape = folder_name(f"{name}-{method.upper()}", bits=bits, group_size=group_size, symmetric=symmetric)
     return Path.cwd() / (shape if layout is Format.AWQ else f"{shape}-{layout}")
 
 

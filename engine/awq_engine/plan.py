@@ -50,6 +50,14 @@ class LinearPlan:
     """Of its weight, as it is in the source."""
 
 
+@dataclass
+class LeftOut:
+    """What overrides leave as it is."""
+
+    n_bytes: int = 0
+    weights: int = 0
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will do."""
@@ -58,6 +66,7 @@ class Plan:
     linears: tuple[LinearPlan, ...]
     skipped: tuple[tuple[str, str], ...]
     """(name, reason) of linears that are copied as they are."""
+    left_out: LeftOut
     event: PlanReady
     forecast: Estimate
 
@@ -125,7 +134,7 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         output=config.output,
         warnings=_warnings(linears, skipped, config.format, refused),
     )
-    return Plan(config, tuple(linears), tuple(skipped), event, forecast)
+    return Plan(config, tuple(linears), tuple(skipped), left_out, event, forecast)
 
 
 def describe(config: RunConfig) -> dict[str, Any]:
@@ -162,17 +171,9 @@ def refuse_mismatch(skeleton: Skeleton) -> None:
         raise BadInputError(f"The weights in {where} lack the tensor '{missing[0]}' that config.json calls for.")
 
 
-@dataclass
-class _LeftOut:
-    """What overrides leave as it is."""
-
-    n_bytes: int = 0
-    weights: int = 0
-
-
-def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]], _LeftOut]:
+def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearPlan], list[tuple[str, str]], LeftOut]:
     linears: list[LinearPlan] = []
-    left_out = _LeftOut()
+    left_out = LeftOut()
     skipped: list[tuple[str, str]] = []
     for index, block in enumerate(skeleton.blocks):
         for name, module in block.named_modules():
@@ -191,7 +192,7 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             size = module.weight.numel() * DTYPE_BYTES[dtype]
             if spec is None:
                 skipped.append((linear, f"left out by the override {deciding_override(config.overrides, linear)}"))
-                left_out = _LeftOut(left_out.n_bytes + size, left_out.weights + module.weight.numel())
+                left_out = LeftOut(left_out.n_bytes + size, left_out.weights + module.weight.numel())
             else:
                 linears.append(
                     LinearPlan(index, name, path, linear, module.out_features, module.in_features, spec, size)

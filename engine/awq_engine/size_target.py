@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from awq_engine.allocation import Option, allocate
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
 from awq_engine.formats.limits import LIMITS, Format, misfit, packed_bytes
-from awq_engine.fused import by_site
+from awq_engine.fused import by_site, site
 from awq_engine.overrides import Override, deciding_override
 from awq_engine.plan import LinearPlan, make_plan
 from awq_engine.recipe import recipe_of
@@ -64,27 +64,30 @@ def choose_overrides(
     warn: Warn,
 ) -> list[str]:  # fmt: skip
     """Overrides for what is not to be as the config says; deterministic. Gradients wait in `folder`."""
-    linears = make_plan(replace(config, target_bpw=0.0, overrides=()), skeleton).linears
+    plan = make_plan(replace(config, target_bpw=0.0), skeleton)
+    linears, left = plan.linears, plan.left_out
     losses = _measure(config, skeleton, ids, linears, folder, progress)
     by_key = {linear.key: linear for linear in linears}
-    options = {site: _options(config, [by_key[key] for key in keys], losses) for site, keys in by_site(by_key).items()}
-    weights = sum(linear.out_features * linear.in_features for linear in linears)
-    _check_reach(config.target_bpw, options, weights)
-    chosen = allocate(options, int(config.target_bpw * weights / 8))
-    reached = 8 * sum(option.n_bytes for option in chosen.values()) / weights
+    ruled = {
+        site(key) for key in (*by_key, *(name for name, _ in plan.skipped)) if deciding_override(config.overrides, key)
+    }
+    sites = by_site(by_key)
+    options = {
+        name: _options(config, [by_key[key] for key in keys], losses, ruled=name in ruled)
+        for name, keys in sites.items()
+    }
+    weights = left.weights + sum(linear.out_features * linear.in_features for linear in linears)
+    _check_reach(config.target_bpw, options, left.n_bytes, weights)
+    chosen = allocate(options, int(config.target_bpw * weights / 8) - left.n_bytes)
+    reached = 8 * (left.n_bytes + sum(option.n_bytes for option in chosen.values())) / weights
     if reached < (1 - TOLERANCE) * config.target_bpw:
         warn(f"The target is {config.target_bpw:g} bits per weight; what fits this model and format is {reached:.3f}.")
     return [
-        str(_override(key, chosen[site].spec))
-        for site, keys in by_site(by_key).items()
-        if chosen[site].spec != _uniform(config) and not _ruled(config, keys)
+        str(_override(key, chosen[name].spec))
+        for name, keys in sites.items()
+        if chosen[name].spec != _uniform(config) and name not in ruled
         for key in keys
     ]
-
-
-def _ruled(config: RunConfig, keys: Iterable[str]) -> bool:
-    """Whether a person's override decides for any of these linears, and so for none of them the target."""
-    return any(deciding_override(config.overrides, key) for key in keys)
 
 
 def candidates(config: RunConfig) -> list[QuantSpec | None]:
@@ -136,9 +139,9 @@ def _sensitivity(
         ) from error
 
 
-def _options(config: RunConfig, linears: list[LinearPlan], losses: dict[str, Costs]) -> list[Option]:
-    """The ways to treat the linears of one site alike; one when a person's override decides for any of them."""
-    if _ruled(config, [linear.key for linear in linears]):
+def _options(config: RunConfig, linears: list[LinearPlan], losses: dict[str, Costs], *, ruled: bool) -> list[Option]:
+    """The ways to treat the linears of one site alike; one where a person's override decides for any of them."""
+    if ruled:
         specs = [spec_of(config, linear.key) for linear in linears]
         return [_option(config.format, linears, specs, losses)]
     found = [spec for spec in candidates(config) if all(spec is None or spec in losses[x.key] for x in linears)]
@@ -156,9 +159,9 @@ def _option(
     return Option(specs[0], n_bytes, loss)
 
 
-def _check_reach(target: float, options: dict[str, list[Option]], weights: int) -> None:
+def _check_reach(target: float, options: dict[str, list[Option]], left: int, weights: int) -> None:
     low, high = (
-        8 * sum(pick(option.n_bytes for option in choices) for choices in options.values()) / weights
+        8 * (left + sum(pick(option.n_bytes for option in choices) for choices in options.values())) / weights
         for pick in (min, max)
     )
     if not low <= target <= high:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from awq_engine.allocation import Option, allocate
 from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import Method, RunConfig
+from awq_engine.config import Format, Method, RunConfig
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.events import PhaseProgress, PlanReady
 from awq_engine.fused import by_site
@@ -153,6 +153,20 @@ def test_the_choice_meets_the_size_and_treats_sites_alike(
     assert bits <= 12
     assert bool(warnings) == (bits < 0.99 * 12)
     assert choose_overrides(config, skeleton, ids, tmp_path / "gradients", lambda *_: None, warnings.append) == chosen
+
+
+def test_overrides_that_make_a_model_quantizable_are_kept(
+    model: Path, skeleton: Skeleton, ids: torch.Tensor, tmp_path: Path
+):
+    """Groups of 128 fit only the down projections' inputs; the others' groups are the person's."""
+    overrides = ("*self_attn*=group:32", "*.mlp.gate_proj=group:64", "*.mlp.up_proj=skip", "*.mlp.gate_proj=skip")
+    config = config_of(
+        model, tmp_path, target_bpw=18.0, overrides=overrides, group_size=128, format=Format.COMPRESSED_TENSORS
+    )
+    chosen = choose_overrides(config, skeleton, ids, tmp_path / "gradients", lambda *_: None, lambda _: None)
+
+    assert chosen
+    assert all(text.partition("=")[0].endswith("mlp.down_proj") for text in chosen)
 
 
 @pytest.mark.parametrize("target", [3.0, 33.0])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from awq_engine.card import model_card
+from awq_engine.card import converted_card, model_card
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.config import Method, RunConfig
+from awq_engine.config import Format, Method, RunConfig
 from awq_engine.plan import Plan, make_plan
 from awq_engine.skeleton import build_skeleton
 from tests.engine.rounded_checkpoint import demo_model
@@ -68,3 +68,22 @@ def test_plain_rounding_is_not_called_a_search() -> None:
     assert "activation-aware" not in text
     assert "folded scales" not in text
     assert front_matter(text)["tags"][0] == "awq"
+
+
+def test_a_few_overrides_are_listed_and_many_are_counted() -> None:
+    few = ("*.o_proj=skip", "*.0.*=skip")
+    assert "; *.o_proj=skip; *.0.*=skip |" in card(overrides=few)
+
+    plan, _ = demo()
+    text = card(overrides=tuple(f"*.{number}.mlp.*=skip" for number in range(50)))
+    assert f"; {len(plan.linears)} linears with 4 bits, group size 64 |" in text
+    assert ".mlp." not in text
+
+
+def test_a_card_follows_its_weights_into_another_format() -> None:
+    converted, other = converted_card(card(), Format.GPTQ_V2), card(format=Format.GPTQ_V2)
+    assert "| format | GPTQ v2, asymmetric, group size 64" in converted
+    assert "TGI" not in converted
+    assert "since October 2025" in converted
+    assert front_matter(converted) == front_matter(other)
+    assert converted_card("# Somebody's model\n", Format.AWQ) == "# Somebody's model\n"

@@ -26,6 +26,7 @@ def test_default_name_says_what_was_done(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert default_output("Tiny") == tmp_path / "Tiny-AWQ-W4-G128"
     options = {"group_size": -1, "symmetric": True, "method": Method.RTN}
+    assert default_output("Tiny", target_bpw=4.25).name == "Tiny-AWQ-4.25bpw"
     assert default_output("Tiny", **options).name == "Tiny-RTN-W4-row-sym"  # type: ignore[arg-type]
 
 

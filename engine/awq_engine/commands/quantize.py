@@ -58,7 +58,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
     method = Method(args.method)
     shape = {"bits": args.bits, "group_size": args.group_size, "symmetric": args.symmetric}
     layout = Format(args.format)
-    default = default_output(target.name, method=method, layout=layout, **shape)
+    default = default_output(target.name, method=method, layout=layout, target_bpw=args.target_bpw, **shape)
     output = Path(args.output).expanduser() if args.output else default
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
