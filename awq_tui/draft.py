@@ -16,7 +16,9 @@ from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import ResourceError, UsageError
 from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
 from awq_engine.format import size
+from awq_engine.memory import parse_size
 from awq_engine.output import check_output, check_space
+from awq_engine.overrides import pattern_problem
 from awq_tui.details import DEFAULT_SEQ_LEN
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -38,13 +40,19 @@ OPTION_WORDS = {
 
 
 FIELD_WORDS = {
+    "The override '": "override",
     "group size": "group-size",
     "samples": "samples",
     "sequence length": "seq-len",
     "Sequences of": "seq-len",
     "holds only a bit width": "format",
     "bit width": "bits",
+    "override": "override",
+    "bits per weight": "target-bpw",
+    "memory": "max-memory",
+    "seed": "seed",
 }
+"""Which field a sentence is about, by words that are in it; the first that fits."""
 
 
 class TextSource(StrEnum):
@@ -53,6 +61,8 @@ class TextSource(StrEnum):
     BUILTIN = "builtin"
     FILE = "file"
     HUB = "hub"
+    SELF = "self"
+    """The model writes it."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,25 @@ class Draft:
     text_source: TextSource = TextSource.BUILTIN
     text: str = ""
     """A path or a data set's name, by `text_source`."""
+    answer_only: bool = False
     samples: str = str(RunConfig.samples)
     seq_len: str = str(DEFAULT_SEQ_LEN)
     device: str = RunConfig.device
     overwrite: bool = False
+    overrides: str = ""
+    """As the command line takes them, spaces between them."""
+    target_bpw: str = ""
+    max_memory: str = ""
+    seed: str = str(RunConfig.seed)
 
     @property
     def calibration(self) -> str:
         """As `RunConfig.calibration` spells it; the engine works in another folder, so paths are absolute."""
         if self.text_source is TextSource.FILE:
             return str(Path(self.text.strip()).expanduser().absolute())
-        return f"hub:{self.text.strip().removeprefix('hub:')}" if self.text_source is TextSource.HUB else "builtin"
+        if self.text_source is TextSource.HUB:
+            return f"hub:{self.text.strip().removeprefix('hub:')}"
+        return self.text_source.value
 
     @property
     def output_path(self) -> Path:
@@ -91,8 +109,11 @@ class Draft:
         return RunConfig(
             self.model, str(self.output_path), self.bits, self.group_size, self.symmetric, self.preset, self.method,
             self.layout,
-            calibration=self.calibration, samples=_whole("number of samples", self.samples),
-            seq_len=_whole("sequence length", self.seq_len), device=self.device, overwrite=self.overwrite,
+            calibration=self.calibration, answer_only=self.answer_only,
+            samples=_whole("number of samples", self.samples), seq_len=_whole("sequence length", self.seq_len),
+            device=self.device, overwrite=self.overwrite, seed=_whole("seed", self.seed),
+            overrides=tuple(self.overrides.split()), target_bpw=_bits_per_weight(self.target_bpw),
+            max_memory=parse_size(self.max_memory) if self.max_memory.strip() else 0,
         )  # fmt: skip
 
 
@@ -126,6 +147,7 @@ def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, fre
     if config and checkpoint:
         forecast = estimate(checkpoint, config, speed)
         problems |= {_field_of(problem): in_form_words(problem) for problem in forecast.problems}
+        problems |= _override_problem(config, checkpoint)
     if forecast and "output" not in problems:
         problems |= _disk_problem(draft, forecast)
     fitting = tuple(fitting_group_sizes(block_linears(checkpoint))) if checkpoint else ()
@@ -143,12 +165,15 @@ def command(config: RunConfig) -> str:
         ("--format", "format"),
         ("--calibration", "calibration"),
         ("--device", "device"),
+        ("--seed", "seed"),
+        ("--max-memory", "max_memory"),
     ):
         if getattr(config, field) != getattr(defaults, field):
             words += [flag, str(getattr(config, field))]
     words += ["--target-bpw", f"{config.target_bpw:g}"] if config.target_bpw else []
     words += [word for override in config.overrides for word in ("--override", override)]
     words += ["--symmetric"] if config.symmetric else []
+    words += ["--answer-only"] if config.answer_only else []
     words += ["--overwrite"] if config.overwrite else []
     return shlex.join(words)
 
@@ -160,6 +185,29 @@ def _whole(what: str, text: str) -> int:
         raise UsageError(f"The {what} must be a whole number, not '{text.strip()}'.") from None
 
 
+def target_size(text: str) -> float:
+    """The bits per weight to meet, 0 for none and for what is no number yet."""
+    try:
+        return _bits_per_weight(text)
+    except UsageError:
+        return 0.0
+
+
+def _bits_per_weight(text: str) -> float:
+    try:
+        return float(text.strip() or 0)
+    except ValueError:
+        raise UsageError(f"The size must be a number of bits per weight, such as 4.25, not '{text.strip()}'.") from None
+
+
+def _override_problem(config: RunConfig, checkpoint: Checkpoint) -> dict[str, str]:
+    """A pattern that fits nothing in the checkpoint."""
+    stored = [name.removesuffix(".weight") for name in checkpoint.tensors if name.endswith(".weight")]
+    linears = [linear.key for linear in block_linears(checkpoint)]
+    problem = pattern_problem(config.overrides, [*linears, *stored]) if linears else None
+    return {"override": problem} if problem else {}
+
+
 def _field_of(problem: str) -> str:
     """Which form field a sentence of the config or the estimate belongs to."""
     return next((field for words, field in FIELD_WORDS.items() if words in problem), "model")
@@ -167,7 +215,7 @@ def _field_of(problem: str) -> str:
 
 def _text_problem(draft: Draft) -> dict[str, str]:
     text = draft.text.strip()
-    if draft.method is Method.RTN or draft.text_source is TextSource.BUILTIN:
+    if draft.method is Method.RTN or draft.text_source in (TextSource.BUILTIN, TextSource.SELF):
         return {}
     if draft.text_source is TextSource.HUB:
         return {} if text else {"text": "Name a data set on the Hub: dataset[:config][:split][:column]."}

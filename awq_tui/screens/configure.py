@@ -26,7 +26,7 @@ from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, open_checkpoint
 from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
-from awq_tui.draft import Draft, Review, TextSource, command, review
+from awq_tui.draft import Draft, Review, TextSource, command, review, target_size
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice
 from awq_tui.widgets.plain_input import PlainInput
@@ -36,12 +36,13 @@ T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda")
 SETTLE = 0.05
 """Seconds without a change before the draft is reviewed."""
-FOCUS = {"text": "#text", "output": "#output", "samples": "#samples", "seq-len": "#seq-len", "model": "#bits"}
-"""Where the cursor goes to mend a problem."""
+FOCUS = {"model": "#bits"}
+"""Where the cursor goes to mend a problem, if not to the field of that name."""
 PLACEHOLDERS = {
     TextSource.BUILTIN: "",
     TextSource.FILE: "~/text.txt, .jsonl, .parquet or a folder",
     TextSource.HUB: "dataset[:config][:split][:column]",
+    TextSource.SELF: "",
 }
 
 
@@ -57,6 +58,9 @@ class ConfigureScreen(SectionScreen):
     HELP = """Choose how the model is quantized. Up and down go from field to field, left and right change a choice.
 The plan shows what comes out and what it costs; a sentence with ✗ says what has to change before it can start.
 Group size: inputs that share one scale; smaller is more exact and larger on disk; "row" is one scale per row.
+Size: bits per weight to meet instead, by choosing the shape of every linear. Overrides: exceptions for single linears,
+spaces between them, such as *.layers.0.*=bits:8,group:64 *.o_proj=skip; the last that fits a linear decides.
+Answers only: of conversations, only the model's own turns count. Memory: of the host, to stay under, such as 4GB.
 Preset: fast is AWQ as AutoAWQ does it, balanced also mends rounding errors as it goes, best does so by
 what each output means to the prediction."""
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -97,16 +101,24 @@ what each output means to the prediction."""
         yield _row("Preset", Choice([(str(preset), preset) for preset in Preset], RunConfig.preset, id="preset"))
         methods = [("AWQ", Method.AWQ), ("GPTQ", Method.GPTQ), ("round to nearest", Method.RTN)]
         yield _row("Method", Choice(methods, Method.AWQ, id="method"))
-        sources = [("built in", TextSource.BUILTIN), ("file", TextSource.FILE), ("Hub data set", TextSource.HUB)]
+        sources = [
+            ("built in", TextSource.BUILTIN), ("file", TextSource.FILE), ("Hub", TextSource.HUB),
+            ("its own", TextSource.SELF),
+        ]  # fmt: skip
         yield _row("Calibration", Choice(sources, TextSource.BUILTIN, id="text-source"))
         yield _row("", PlainInput(id="text", compact=True), id="text-row")
         yield _row("Samples", PlainInput(str(RunConfig.samples), id="samples", compact=True, max_length=6))
         yield _row("Tokens each", PlainInput(str(RunConfig.seq_len), id="seq-len", compact=True, max_length=6))
-        yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
         yield _row("Output", PlainInput(id="output", compact=True))
         yield _row(
             "If it exists", Choice([("stop", False), ("overwrite", True)], False, id="overwrite"), "overwrite-row"
         )
+        yield _row("Size", PlainInput(id="target-bpw", placeholder="bits per weight, such as 4.25", compact=True))
+        yield _row("Overrides", PlainInput(id="override", placeholder="PATTERN=bits:8,group:64 or =skip", compact=True))
+        yield _row("What counts", Choice([("all text", False), ("answers only", True)], False, id="answer-only"))
+        yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
+        yield _row("Memory", PlainInput(id="max-memory", placeholder="what is free, or such as 4GB", compact=True))
+        yield _row("Seed", PlainInput(str(RunConfig.seed), id="seed", compact=True, max_length=9))
         yield _row("", Button("Start", id="start", variant="primary", compact=True))
 
     def on_mount(self) -> None:
@@ -137,7 +149,7 @@ what each output means to the prediction."""
         """The form's present values."""
         return Draft(
             model=self._entry.model,
-            output=self.query_one("#output", Input).value,
+            output=self._typed("output"),
             bits=self._chosen("bits", int),
             group_size=self._chosen("group-size", int),
             symmetric=self._chosen("symmetric", bool),
@@ -145,12 +157,20 @@ what each output means to the prediction."""
             method=self._chosen("method", Method),
             layout=self._chosen("format", Format),
             text_source=self._chosen("text-source", TextSource),
-            text=self.query_one("#text", Input).value,
-            samples=self.query_one("#samples", Input).value,
-            seq_len=self.query_one("#seq-len", Input).value,
+            text=self._typed("text"),
+            answer_only=self._chosen("answer-only", bool),
+            samples=self._typed("samples"),
+            seq_len=self._typed("seq-len"),
             device=self._chosen("device", str),
             overwrite=self._chosen("overwrite", bool),
+            overrides=self._typed("override"),
+            target_bpw=self._typed("target-bpw"),
+            max_memory=self._typed("max-memory"),
+            seed=self._typed("seed"),
         )
+
+    def _typed(self, name: str) -> str:
+        return self.query_one(f"#{name}", Input).value
 
     def _chosen(self, name: str, kind: type[T]) -> T:
         value = self.query_one(f"#{name}", Choice).value
@@ -161,7 +181,7 @@ what each output means to the prediction."""
     @on(Input.Changed)
     def _request_review(self) -> None:
         source = self._chosen("text-source", TextSource)
-        self.query_one("#text-row").display = source is not TextSource.BUILTIN
+        self.query_one("#text-row").display = source in (TextSource.FILE, TextSource.HUB)
         self.query_one("#text", Input).placeholder = PLACEHOLDERS[source]
         self._suggest_output()
         self.run_worker(self._update_review, group="review", exclusive=True, exit_on_error=False)
@@ -178,6 +198,7 @@ what each output means to the prediction."""
             symmetric=self._chosen("symmetric", bool),
             method=self._chosen("method", Method),
             layout=self._chosen("format", Format),
+            target_bpw=target_size(self._typed("target-bpw")),
         )
         output.value = f"./{folder.name}"
         self._suggested_output = output.value

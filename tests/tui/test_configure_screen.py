@@ -15,7 +15,7 @@ from textual.widgets import Input
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.cli import build_parser
 from awq_engine.commands.quantize import config_of
-from awq_engine.config import Method, Preset, RunConfig
+from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import NetworkError
 from awq_engine.runs import Run, list_runs
 from awq_tui import catalog
@@ -118,15 +118,47 @@ async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None
         focus(pilot, "#bits")
         await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "bits")
         visited = []
-        for _ in range(11):
+        for _ in range(16):
             assert pilot.app.focused is not None
             visited.append(pilot.app.focused.id)
             await pilot.press("down")
-        choices = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
-        assert visited == [*choices, "samples", "seq-len", "device", "output"]
+        usual = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
+        rest = ["target-bpw", "override", "answer-only", "device", "max-memory", "seed"]
+        assert visited == [*usual, "samples", "seq-len", "output", *rest]
         await pilot.press("up", "up")
         assert pilot.app.focused is not None
-        assert pilot.app.focused.id == "device"
+        assert pilot.app.focused.id == "max-memory"
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_field_is_on_screen_when_it_is_reached(entry: Entry, size: tuple[int, int]) -> None:
+    """Also on a small terminal, where the form scrolls."""
+    async with configuring(entry, size) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        focus(pilot, "#bits")
+        for words in ("Bits", "Output", "Overrides", "What counts", "Memory", "Seed", "Start  "):
+            for _ in range(17):
+                if words in screen_text(pilot):
+                    break
+                await pilot.press("down")
+                await pilot.pause()
+            assert words in screen_text(pilot)
+
+
+async def test_a_size_and_overrides_are_taken_and_checked_as_they_are_typed(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        focus(pilot, "#override")
+        await pilot.press(*"*.o_prj=skip")
+        await until(pilot, lambda: "fits none of" in " ".join(screen_text(pilot).replace("│", " ").split()))
+        form(pilot).query_one("#override", Input).value = "*.o_proj=skip"
+        await until(pilot, lambda: "12 linears in 2 blocks" in screen_text(pilot))
+        form(pilot).query_one("#override", Input).value = "*.o_proj=bits:8"
+        await until(pilot, lambda: "only skip works" in " ".join(screen_text(pilot).replace("│", " ").split()))
+        form(pilot).query_one("#override", Input).value = ""
+        form(pilot).query_one("#target-bpw", Input).value = "6.5"
+        await until(pilot, lambda: "6.50 bits each" in screen_text(pilot))
+        assert form(pilot).query_one("#output", Input).value == "./tiny-AWQ-6.5bpw"
+        assert form(pilot).draft().config().target_bpw == 6.5
 
 
 async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +226,14 @@ def draft(**changes: object) -> Draft:
         ({"text_source": TextSource.HUB}, "text", "Name a data set"),
         ({"output": "file"}, "output", "file"),
         ({"output": "home", "overwrite": True}, "output", "never overwritten"),
+        ({"overrides": "*.o_proj"}, "override", "is not understood"),
+        ({"overrides": "*.o_proj=bits:8"}, "override", "only skip works there"),
+        ({"overrides": "*=skip *.q=group:0", "layout": Format.GPTQ}, "group-size", "group size of 0"),
+        ({"target_bpw": "small"}, "target-bpw", "number of bits per weight"),
+        ({"target_bpw": "-1"}, "target-bpw", "choose one above 0"),
+        ({"max_memory": "much"}, "max-memory", "write it like 4GB"),
+        ({"seed": "x"}, "seed", "whole number"),
+        ({"seed": "-1"}, "seed", "cannot be negative"),
     ],
 )
 def test_what_cannot_work_is_a_sentence_on_its_field(changes: dict[str, object], field: str, words: str) -> None:
@@ -221,6 +261,18 @@ def test_little_memory_and_little_text_are_warnings() -> None:
     assert [warning.split()[0] for warning in found.warnings] == ["Peak", "The"]
 
 
+def test_the_form_can_ask_for_all_that_the_command_line_can() -> None:
+    """Every option of `quantize` but those that are about the command itself has a value in a draft's config."""
+    asked = draft(
+        text_source=TextSource.SELF, answer_only=True, overrides=" *.0.*=bits:8  *.o_proj=skip ", target_bpw=" 5.5 ",
+        max_memory="4GB", seed="3", layout=Format.GPTQ_V2, device="cpu", overwrite=True, symmetric=True,
+    )  # fmt: skip
+    config = asked.config()
+    assert (config.calibration, config.answer_only, config.target_bpw) == ("self", True, 5.5)
+    assert (config.overrides, config.max_memory, config.seed) == (("*.0.*=bits:8", "*.o_proj=skip"), 4 * 10**9, 3)
+    assert review(replace(asked, output="other"), None, None, None).problems == {}
+
+
 def test_rounding_needs_no_text() -> None:
     assert review(draft(method=Method.RTN, text_source=TextSource.FILE), None, None, None).ready
 
@@ -231,6 +283,10 @@ def test_rounding_needs_no_text() -> None:
         RunConfig("/models/it's here; rm -rf", "/out/$(x) y"),
         RunConfig("org/name", "/out", group_size=-1, symmetric=True, preset=Preset.BEST, overwrite=True, device="cpu"),
         RunConfig("/m", "/out", method=Method.RTN, calibration="hub:c4:en", samples=7, seq_len=33),
+        RunConfig(
+            "/m", "/out", calibration="self", answer_only=True, seed=7, max_memory=4_000_000_000, target_bpw=4.25
+        ),
+        RunConfig("/m", "/out", bits=3, format=Format.GPTQ_V2, overrides=("*.0.*=skip", "*.o_proj=bits:8,group:64")),
     ],
 )
 def test_the_copied_command_is_the_same_run(config: RunConfig) -> None:
