@@ -14,7 +14,7 @@ import torch
 from awq_engine import events as e
 from awq_engine.block_job import Bench, BlockJob, ones
 from awq_engine.clip_search import choose_clip
-from awq_engine.drift import Projection, as_they_are, collect_cross_statistics, correct_drift
+from awq_engine.drift import Projection, as_they_are, collect_drift, correct_drift
 from awq_engine.error_feedback import round_with_feedback_
 from awq_engine.experts import ExpertLinear, expert_linears
 from awq_engine.families import Family, few_tokens, settle_few, stand_in
@@ -28,7 +28,7 @@ from awq_engine.quantize import (
     row_slices,
     to_int_weight,
 )
-from awq_engine.routing import collect_expert_cross_statistics
+from awq_engine.routing import collect_expert_drift
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Tap
 from awq_engine.two_sided_feedback import round_with_two_sided_feedback_
@@ -46,13 +46,9 @@ def round_groups(
         weights: what is rounded already, by linear; these groups' linears are added.
     """
     experts = expert_linears(job.block)
-    found = [_scaled(bench, name, held) for name in (group.consumers[0] for group in groups)]
-    if None in found:
-        found = _present_statistics(job, groups)
-    statistics = [stats for stats in found if stats is not None]
-    _warn_of_few(job, groups, statistics, experts)
-    statistics = settle_few(groups, statistics, experts)
-    crosses = _cross_statistics(job, bench, groups, statistics)
+    found, crosses = _observe(job, bench, groups, held)
+    _warn_of_few(job, groups, found, experts)
+    statistics = settle_few(groups, found, experts)
     _set_aside(job, weights)
     for group, stats, cross in zip(groups, statistics, crosses, strict=True):
         for name in group.consumers:
@@ -79,28 +75,25 @@ def _scaled(bench: Bench, first: str, held: dict[str, InputStatistics]) -> Input
     return stats if stats is None or columns is None else stats.scaled(columns)
 
 
-def _cross_statistics(
-    job: BlockJob, bench: Bench, groups: Family, statistics: list[InputStatistics]
-) -> list[torch.Tensor | None]:
-    """E[p(x) x'^T] (see `drift`) for each group where drift is to be corrected and can be told, else None."""
-    nothing: list[torch.Tensor | None] = [None] * len(groups)
+def _observe(
+    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics]
+) -> tuple[list[InputStatistics], list[torch.Tensor | None]]:
+    """What the groups read, and for each E[p(x) x'^T] where its drift is to be corrected and can be told (`drift`)."""
+    scaled = [_scaled(bench, group.consumers[0], held) for group in groups]
+    known = [statistics for statistics in scaled if statistics is not None]
+    if len(known) == len(groups):
+        return known, [None] * len(groups)
     if not job.recipe.drift or job.original is None:
-        return nothing
-    firsts = [group.consumers[0] for group in groups]
+        return _present_statistics(job, groups), [None] * len(groups)
+    firsts = {group.consumers[0]: job.linear(group.consumers[0]) for group in groups}
     projections = [_projection(job, bench, group) for group in groups]
-    if len(groups) == 1 and firsts[0] not in expert_linears(job.block):
-        if not statistics[0].n_tokens:
-            return nothing
-        first = job.linear(firsts[0])
-        return [
-            collect_cross_statistics(
-                job.block, bench.originals, first, job.inputs, job.original, job.index, projections[0]
-            )
-        ]
-    found = collect_expert_cross_statistics(
-        job.block, bench.originals, firsts, job.inputs, job.original, job.index, projections
-    )
-    return [None if few_tokens(stats) else cross for stats, cross in zip(statistics, found, strict=True)]
+    streams = (job.inputs, job.original, job.index)
+    if len(groups) > 1 or next(iter(firsts)) in expert_linears(job.block):
+        found, crosses = collect_expert_drift(job.block, bench.originals, firsts, *streams, projections)
+        return found, [None if few_tokens(stats) else cross for stats, cross in zip(found, crosses, strict=True)]
+    (linear,) = firsts.values()
+    statistics, cross = collect_drift(job.block, bench.originals, linear, *streams, projections[0])
+    return [statistics], [cross]
 
 
 def _projection(job: BlockJob, bench: Bench, group: InputGroup) -> Projection:

@@ -291,6 +291,14 @@ def _hidden_keyword(kwargs: dict[str, Any]) -> str:
 
 def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | None:
     """What block 0 returns after the hidden states; None when it returns the bare tensor."""
+    if skeleton.output_tail == ():
+        output = _first_output(skeleton, ids)
+        skeleton.output_tail = None if isinstance(output, torch.Tensor) else tuple(output[1:])
+    return skeleton.output_tail
+
+
+def _first_output(skeleton: Skeleton, ids: torch.Tensor) -> Any:
+    """What block 0 returns for some tokens."""
     seen: list[Any] = []
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
@@ -307,4 +315,4 @@ def _output_tail(skeleton: Skeleton, ids: torch.Tensor) -> tuple[Any, ...] | Non
             handle.remove()
     if not seen:
         raise BadInputError("This architecture does not call its first decoder block for text; it is not supported.")
-    return None if isinstance(seen[0], torch.Tensor) else tuple(seen[0][1:])
+    return seen[0]

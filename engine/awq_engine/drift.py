@@ -20,7 +20,7 @@ from awq_engine.capture import BlockInputs
 from awq_engine.cholesky import damped_factor, solve
 from awq_engine.originals import Originals
 from awq_engine.quantize import row_slices
-from awq_engine.statistics import InputStatistics, Tap, weigh
+from awq_engine.statistics import Accumulator, InputStatistics, Tap, weigh
 
 RIDGE = 0.01
 
@@ -50,24 +50,27 @@ def correct_drift(present: torch.Tensor, statistics: InputStatistics, wanted: to
     return missing.add_(present)
 
 
-def collect_cross_statistics(
+def collect_drift(
     block: nn.Module, originals: Originals, linear: nn.Linear, inputs: BlockInputs, original: BlockInputs, index: int,
     projection: Projection = as_they_are,
-) -> torch.Tensor | None:  # fmt: skip
-    """E[p(x) x'^T] with x' what `linear` reads in `block` on `inputs`, x in the original block on `original`.
+) -> tuple[InputStatistics, torch.Tensor | None]:  # fmt: skip
+    """What `linear` reads in `block` on `inputs`, x', and E[p(x) x'^T] with x what it reads in the original block.
 
     Batches in which a router sends it other tokens than before have no pairs to compare; None when that is all of them.
     """
+    moments = Accumulator(linear.in_features, linear.weight.device, inputs.token_weights)
     total: torch.Tensor | None = None
     weight = 0.0
     present, before = Tap(linear), Tap(linear)
     for batch in range(len(inputs)):
         x = present.read(lambda batch=batch: inputs.output(block, index, batch))
-        weighted, sum_of_weights = weigh(x, inputs.token_weights())
+        moments.add(x)
         with originals.computing():
             y = before.read(lambda batch=batch: original.output(block, index, batch))
         if len(x) == len(y) > 0:
+            weighted, sum_of_weights = weigh(x, inputs.token_weights())
             y = projection(y)
             total = y.T @ weighted if total is None else total.addmm_(y.T, weighted)
             weight += sum_of_weights
-    return None if total is None else total.div_(weight or 1.0)
+    statistics = moments.result()
+    return statistics, total.div_(weight or 1.0) if total is not None and statistics.n_tokens else None

@@ -10,7 +10,7 @@ the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,23 +20,25 @@ from awq_engine.capture import BlockInputs
 from awq_engine.drift import Projection
 from awq_engine.experts import expert_linears
 from awq_engine.originals import Originals
-from awq_engine.statistics import weigh
+from awq_engine.statistics import Accumulator, InputStatistics, weigh
 
 
-def collect_expert_cross_statistics(
+def collect_expert_drift(
     block: nn.Module,
     originals: Originals,
-    names: Sequence[str],
+    linears: Mapping[str, nn.Linear],
     inputs: BlockInputs,
     original: BlockInputs,
     index: int,
     projections: Sequence[Projection],
-) -> list[torch.Tensor | None]:
-    """E[p(x) x'^T] with x' what each linear in `names` reads now, x what it would have read in the original block.
+) -> tuple[list[InputStatistics], list[torch.Tensor | None]]:
+    """What each of `linears`, by name in the block, reads now, x', and E[p(x) x'^T] with x what it read originally.
 
-    None for a linear without tokens, or whose tokens cannot be told (they come sorted, without their numbers).
+    No pairs for a linear without tokens, or whose tokens cannot be told (they come sorted, without their numbers).
     """
+    names = list(linears)
     routing = _Routing(block, names)
+    moments = [Accumulator(each.in_features, each.weight.device, inputs.token_weights) for each in linears.values()]
     totals: list[torch.Tensor | None] = [None] * len(names)
     weights = [0.0] * len(names)
     for batch in range(len(inputs)):
@@ -45,26 +47,30 @@ def collect_expert_cross_statistics(
         with originals.computing(), routing.given_back():
             before = _read(block, names, lambda batch=batch: original.output(block, index, batch))
         for i, (x, old) in enumerate(zip(present, before, strict=True)):
-            if x is None or old is None or len(x) != len(old):
+            if x is None:
+                continue
+            moments[i].add(x)
+            if old is None or len(x) != len(old):
                 continue
             weighted, weight = weigh(x, inputs.token_weights())
             total, old = totals[i], projections[i](old)
             totals[i] = old.T @ weighted if total is None else total.addmm_(old.T, weighted)
             weights[i] += weight
     known = [name not in routing.unknown for name in names]
-    return [
+    crosses = [
         total.div_(weight or 1.0) if told and total is not None else None
         for total, weight, told in zip(totals, weights, known, strict=True)
     ]
+    return [each.result() for each in moments], crosses
 
 
 def _read(block: nn.Module, names: Sequence[str], run: Callable[[], object]) -> list[torch.Tensor | None]:
     """What each linear reads while `run` runs, float32 [tokens, in]; None where it is not called."""
-    caught: dict[str, torch.Tensor] = {}
+    caught: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def catch(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            caught[name] = args[0].reshape(-1, args[0].shape[-1]).float()
+            caught[name].append(args[0].reshape(-1, args[0].shape[-1]).float())
 
         return catch
 
@@ -74,7 +80,7 @@ def _read(block: nn.Module, names: Sequence[str], run: Callable[[], object]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return [caught.get(name) for name in names]
+    return [torch.cat(calls) if calls else None for calls in caught.values()]
 
 
 class _Routing:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.core_model_loading import WeightTransform, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from awq_engine.architecture import build_empty, find_blocks, towers
@@ -52,6 +52,13 @@ class Skeleton:
     device: torch.device
     unpack: Callable[[str], torch.Tensor | None] = lambda key: None
     """Checkpoint key -> its weight in floats where the checkpoint holds integers instead; None where it does not."""
+    output_tail: tuple[Any, ...] | None = ()
+    """What block 0 returns after the hidden states, None when it returns the bare tensor; empty until it was seen."""
+
+    @cached_property
+    def conversions(self) -> list[WeightTransform]:
+        """How transformers names and shapes what it reads from such checkpoints."""
+        return get_model_conversion_mapping(self.model)
 
     @cached_property
     def rebuilt_by_key(self) -> dict[str, list[str]]:
@@ -198,10 +205,9 @@ class Skeleton:
 
     def fill(self, keys: Iterable[str]) -> None:
         """Read these checkpoint keys into their parameters, as `dtype` on `device`."""
-        transforms = get_model_conversion_mapping(self.model)
         keys = list(keys)
         load = LoadStateDictConfig(
-            weight_mapping=transforms, device_map={"": str(self.device)}, dtype=self.dtype  # pyright: ignore
+            weight_mapping=self.conversions, device_map={"": str(self.device)}, dtype=self.dtype  # pyright: ignore
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
             slices = self._slices(stack, keys)

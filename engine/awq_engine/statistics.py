@@ -64,8 +64,8 @@ def weigh(rows: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tenso
     return rows * weights.to(rows.device).reshape(-1, 1), float(weights.sum())
 
 
-class _Accumulator:
-    """Sums the moments of everything one linear is called with."""
+class Accumulator:
+    """Sums the moments of what one linear is called with."""
 
     def __init__(self, in_features: int, device: torch.device, weights: TokenWeights) -> None:
         self.gram = torch.zeros(in_features, in_features, device=device)
@@ -75,7 +75,10 @@ class _Accumulator:
         self.n_tokens = 0
 
     def hook(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        self.add(inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float())
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in `x`, float32 [tokens, in]."""
         weighted, weight = weigh(x, self.weights())
         self.gram.addmm_(weighted.T, x)
         self.absolute += weighted.abs().sum(0)
@@ -93,7 +96,7 @@ def collect_output_statistics(
     norm: nn.Module, width: int, forward: Callable[[], None], weights: TokenWeights = unweighted
 ) -> InputStatistics:
     """The statistics of what `norm` gives out, [..., width], while `forward` runs."""
-    accumulator = _Accumulator(width, next(norm.parameters()).device, weights)
+    accumulator = Accumulator(width, next(norm.parameters()).device, weights)
 
     def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
         accumulator.hook(module, (output,))
@@ -111,7 +114,7 @@ def collect_statistics(
 ) -> list[InputStatistics]:
     """Run `forward` once and return the input statistics of each of `linears`, in order."""
     linears = list(linears)
-    accumulators = [_Accumulator(linear.in_features, linear.weight.device, weights) for linear in linears]
+    accumulators = [Accumulator(linear.in_features, linear.weight.device, weights) for linear in linears]
     handles = [
         linear.register_forward_pre_hook(accumulator.hook)
         for linear, accumulator in zip(linears, accumulators, strict=True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from awq_engine.capture import BlockCall, BlockInputs
-from awq_engine.drift import collect_cross_statistics
+from awq_engine.drift import collect_drift
 from awq_engine.originals import Originals
 from awq_engine.statistics import InputStatistics, collect_statistics
 
@@ -62,7 +62,7 @@ def test_weighted_cross_statistics_are_those_of_repeated_tokens() -> None:
     assert isinstance(second, nn.Linear)
     present.load_state_dict(block(0).state_dict())
     found, expected = (
-        collect_cross_statistics(present, originals, second, here, there, 0)
+        collect_drift(present, originals, second, here, there, 0)[1]
         for here, there in (
             (inputs_of(batches(1), WEIGHTS), inputs_of(before, WEIGHTS)),
             (spelled_out(batches(1)), spelled_out(before)),
