@@ -164,7 +164,7 @@ def refuse_mismatch(skeleton: Skeleton) -> None:
                 f"describes {list(source.shape)}; the two do not belong together."
             )
     tied = set(getattr(skeleton.model, "all_tied_weights_keys", None) or ())
-    loaded = set(skeleton.targets.values()) | set(skeleton.sources) | tied
+    loaded = set(skeleton.targets.values()) | set(skeleton.sources) | skeleton.computed | tied
     present = {id(parameter) for name, parameter in parameters.items() if name in loaded}  # ties share an object
     missing = [name for name, parameter in parameters.items() if name not in loaded and id(parameter) not in present]
     if missing:
@@ -234,7 +234,7 @@ def _skip_reason(
     module: nn.Linear, source: Source | None, checkpoint: Checkpoint, layout: Format, spec: QuantSpec | None
 ) -> str | None:
     if source is None:
-        return "stored fused with other weights in the checkpoint"
+        return "stored fused with other weights in the checkpoint, or in pieces"
     if not source.name.endswith(".weight"):
         return "stored under a name that has no place for a scale and a zero point"
     if (dtype := checkpoint.tensors[source.key].dtype) not in FLOAT_DTYPES:

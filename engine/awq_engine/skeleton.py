@@ -44,6 +44,8 @@ class Skeleton:
     sources: dict[str, Source]
     """Parameter -> where it lies in the checkpoint; without those that transformers computes from what is stored, and
     those that blocks share: what one block would do to them, the others would not expect."""
+    computed: frozenset[str]
+    """Parameters that transformers splits off stored tensors."""
     rebuilt: tuple[str, ...]
     """Parameters of linears that `linearize` put in the place of other modules."""
     shared: dict[str, str]
@@ -265,7 +267,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     shared = _shared_by_blocks(model, blocks_name)
     sources = {n: s for n, s in found.parameters.items() if n not in shared and n not in shared.values()}
     return Skeleton(
-        model, checkpoint, blocks_name, found.targets, sources, tuple(parts), shared, torch.float32,
+        model, checkpoint, blocks_name, found.targets, sources, found.computed, tuple(parts), shared, torch.float32,
         torch.device(device),
     )  # fmt: skip
 

@@ -71,6 +71,8 @@ class Sources:
     """Checkpoint key -> the parameter it fills, or the first of them."""
     parameters: dict[str, Source]
     """Parameter -> its source, unless transformers computes it from what is stored."""
+    computed: frozenset[str]
+    """Parameters that transformers takes, as one of several, out of a stored tensor."""
 
 
 def find_sources(
@@ -90,11 +92,13 @@ def find_sources(
     members = _members(parts)
     targets: dict[str, str] = {}
     parameters: dict[str, Source] = {}
+    computed: set[str] = set()
     for target, found in _by_target(model, {**original, **state}, checkpoint).items():
         key, pattern = found[0]
         if target not in members:
             target = _canonical(target, checkpoint.model_type) if target not in state else target
             targets |= {key: target for key, _ in found}
+            computed |= _split_off(target, pattern, converters)
             if pattern is None and target in state:
                 key = found[-1][0]
                 parameters[target] = Source(key, key, tuple(state[target].shape))
@@ -114,7 +118,14 @@ def find_sources(
         parameters |= filled
         for name, source in filled.items():
             targets.setdefault(source.key, name)
-    return Sources(targets, parameters)
+    return Sources(targets, parameters, frozenset(computed))
+
+
+def _split_off(target: str, pattern: str | None, converters: list[WeightConverter]) -> set[str]:
+    """What a tensor that fills `target` fills beside it, when the converter with `pattern` splits it."""
+    names = next((c.target_patterns for c in converters if pattern in c.source_patterns), [""])
+    plain = [name.replace("\\", "") for name in names]
+    return {target.replace(plain[0], name) for name in plain[1:]}
 
 
 def _by_target(

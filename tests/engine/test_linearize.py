@@ -26,7 +26,7 @@ from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.estimate import estimate
-from awq_engine.plan import make_plan
+from awq_engine.plan import make_plan, refuse_mismatch
 from awq_engine.skeleton import Skeleton, build_skeleton
 
 SMALL = torch.arange(3, 35).view(1, 32)
@@ -115,9 +115,9 @@ def test_every_value_of_the_checkpoint_is_used_once(kind: str, tmp_path: Path):
         assert used[key].numel() == info.numel == used[key].unique().numel(), key
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "inkling2_text", "zamba2", "prophetnet"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "inkling2_text", "zamba2", "prophetnet", "kimi_k25"])
 def test_what_is_stored_otherwise_than_it_is_used(model_type: str, tmp_path: Path):
-    """Experts stored transposed or interleaved, blocks that share weights, and a table read past its embedding."""
+    """Experts transposed or interleaved, weights shared by blocks, a table read past its embedding, a fused tower."""
     quiet()
     folder = write_model(model_type, tmp_path)
     with torch.no_grad():
@@ -126,6 +126,7 @@ def test_what_is_stored_otherwise_than_it_is_used(model_type: str, tmp_path: Pat
     skeleton = build_skeleton(read_checkpoint(folder))
 
     torch.testing.assert_close(streamed(skeleton, SMALL), expected, rtol=1e-5, atol=1e-5)
+    refuse_mismatch(skeleton)  # nothing is missing
     shared = {*skeleton.shared, *skeleton.shared.values()}
     assert bool(shared) == (model_type == "zamba2")
     assert shared.isdisjoint(skeleton.sources)

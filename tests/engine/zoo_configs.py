@@ -101,6 +101,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},  # refuses to run without
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4, "num_dense_layers": 1},  # none
     "glm4v": MROPE,
+    "glm46v": MROPE,
+    "glm4v_moe": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},  # it rotates half of a head
+    "glm_ocr": MROPE,
+    "paddleocr_vl": MROPE,
+    "qwen2_5_omni_thinker": MROPE,
     "qwen2_vl": MROPE,
     "qwen2_5_vl": MROPE,
     "qwen3_vl": MROPE,
@@ -144,9 +149,13 @@ UNHANDLED: dict[str, str] = {
 """Types that do not go through, and why."""
 
 VISION_LANGUAGE = (
-    "aya_vision", "cohere2_vision", "glm4v", "idefics2", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next",
-    "llava_onevision", "mistral3", "ovis2", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe",
-    "smolvlm", "video_llava", "vipllava",
+    "aya_vision", "cohere2_vision", "cosmos3_omni", "deepseek_vl", "deepseek_vl_hybrid", "exaone4_5", "glm46v", "glm4v",
+    "glm4v_moe", "glm5_next", "glm_ocr", "granite_docling", "idefics2", "idefics3", "inkling2", "internvl", "janus",
+    "kimi_k25", "lfm2_vl", "lfm3_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision",
+    "minicpmv4_6", "minimax_m3_vl", "mistral3", "mistral_large4", "muse_glimmer", "muse_spark", "nemotron_h_omni",
+    "ovis2", "paddleocr_vl", "paligemma", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl",
+    "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "unlimited_ocr", "video_llama_3", "video_llava",
+    "vipllava",
 )  # fmt: skip
 """Checkpoints that people quantize and that are no causal language model as such."""
 
