@@ -42,8 +42,9 @@ COMMON_PASSES = 3
 """Of any recipe: once for the statistics and in part for the comparison."""
 TRANSPOSED_MODEL_TYPES = frozenset({"gpt2", "openai-gpt"})
 """Their linears are stored [in_features, out_features]."""
-ROUTERS = frozenset({"gate", "router"})
-"""Small matrices that pick experts; they stay in full precision."""
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Parts of a block that pick experts and weigh them. Small and decisive, they stay as they are, and so every server
+that knows mixtures expects it; no other linears of decoder blocks are called so."""
 
 SMALL_SHARE = 0.1
 """Of the weights: what may stay in floats because a group size that suits the rest does not divide it."""
@@ -178,13 +179,18 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
         if match is None or len(tensor.shape) != 2 or not tensor.numel:
             continue
         name = match["name"]
-        if name.rsplit(".", 1)[-1] in ROUTERS:
+        if picks_experts(name):
             continue
         out_features, in_features = reversed(tensor.shape) if transposed else tensor.shape
         linear = BlockLinear(int(match["number"]), name, out_features, in_features, tensor)
         stacks.setdefault(match["blocks"], []).append(linear)
     largest = max(stacks.values(), key=lambda stack: sum(linear.numel for linear in stack), default=[])
     return sorted(largest, key=lambda linear: linear.block)
+
+
+def picks_experts(name: str) -> bool:
+    """Whether the linear of this name inside a block belongs to a router."""
+    return not ROUTERS.isdisjoint(name.split("."))
 
 
 def _experts(tensor: TensorInfo, match: re.Match[str], hidden: int) -> Iterator[BlockLinear]:

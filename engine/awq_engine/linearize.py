@@ -8,12 +8,14 @@ way.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -67,6 +69,26 @@ def linearize(model: nn.Module) -> dict[str, Part]:
             for weight in fused:
                 parts |= _split(name, module, weight)
     return parts
+
+
+def is_plain(linear: nn.Linear) -> bool:
+    """Whether a linear, maybe of a class of its own, multiplies by its weight and adds its bias and nothing else.
+
+    Routers and grouped projections can be linears by their class; a quantized linear in their place would not do.
+    """
+    if type(linear).forward is nn.Linear.forward:
+        return True
+    twin = copy.copy(linear)
+    twin._parameters = {
+        name: None if p is None else nn.Parameter(torch.randn(p.shape), requires_grad=False)
+        for name, p in linear._parameters.items()
+    }
+    x = torch.randn(1, 2, linear.in_features)
+    try:
+        found = twin(x)
+        return torch.allclose(found, F.linear(x, twin.weight, twin.bias), rtol=1e-3, atol=1e-3)
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # a tuple, another shape, another argument
+        return False
 
 
 def _replace_conv1d(model: nn.Module, name: str, module: Conv1D) -> dict[str, Part]:

@@ -17,10 +17,11 @@ from awq_engine.architecture import head_dim, outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import Estimate, estimate, group_problem, misfits
+from awq_engine.estimate import Estimate, estimate, group_problem, misfits, picks_experts
 from awq_engine.events import PlanReady
 from awq_engine.formats.limits import Format, misfit, packed_bytes
 from awq_engine.fused import disagreement
+from awq_engine.linearize import is_plain
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
 from awq_engine.overrides import deciding_override, pattern_problem
@@ -175,6 +176,8 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
     linears: list[LinearPlan] = []
     left_out = LeftOut()
     skipped: list[tuple[str, str]] = []
+    shared = {*skeleton.shared, *skeleton.shared.values()}
+    plain: dict[type, bool] = {}
     for index, block in enumerate(skeleton.blocks):
         for name, module in block.named_modules():
             if not isinstance(module, nn.Linear):
@@ -183,8 +186,9 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
             source = skeleton.sources.get(f"{path}.weight")
             linear = source.name.removesuffix(".weight") if source else path
             spec = spec_of(config, linear, skeleton.checkpoint.tensors[source.key].dtype if source else "")
-            shared = f"{path}.weight" in (*skeleton.shared, *skeleton.shared.values())
-            reason = "its weight is shared with another block" if shared else None
+            if type(module) not in plain:
+                plain[type(module)] = is_plain(module)
+            reason = _other_than_linear(name, plain[type(module)], f"{path}.weight" in shared)
             if reason := reason or _skip_reason(module, source, skeleton.checkpoint, config.format, spec):
                 skipped.append((linear, reason))
                 continue
@@ -228,6 +232,15 @@ def _warnings(
     choices = {x.key: x.spec for x in linears} | {name: None for name, _ in skipped}
     sentence = disagreement(choices)
     return [*([sentence] if sentence else []), *describe_refusals(layout, refused)]
+
+
+def _other_than_linear(name: str, plain: bool, shared: bool) -> str | None:
+    """Why a linear cannot be quantized because of the part it plays in the model."""
+    if picks_experts(name):
+        return "it picks experts"
+    if not plain:
+        return "its class does more than to multiply"
+    return "its weight is shared with another block" if shared else None
 
 
 def _skip_reason(

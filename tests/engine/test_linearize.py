@@ -24,8 +24,9 @@ from zoo import checkpoint_class, quiet, write_model
 
 from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import RunConfig
+from awq_engine.config import Format, RunConfig
 from awq_engine.estimate import estimate
+from awq_engine.linearize import is_plain
 from awq_engine.plan import make_plan, refuse_mismatch
 from awq_engine.skeleton import Skeleton, build_skeleton
 
@@ -113,6 +114,67 @@ def test_every_value_of_the_checkpoint_is_used_once(kind: str, tmp_path: Path):
 
     for key, info in skeleton.checkpoint.tensors.items():
         assert used[key].numel() == info.numel == used[key].unique().numel(), key
+
+
+ROUTED: dict[str, tuple[PreTrainedConfig, str]] = {
+    "a linear that returns two things": (
+        Llama4TextConfig(
+            **SIZES, num_local_experts=8, num_experts_per_tok=1, intermediate_size_mlp=128, head_dim=16,
+            moe_layers=[0, 1],
+        ),
+        "feed_forward.router",
+    ),
+    "an ordinary linear": (
+        DbrxConfig(
+            d_model=64, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=2048,
+            attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+            ffn_config={"ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 2},
+        ),
+        "ffn.router.layer",
+    ),
+    "a gate of the shared expert": (
+        Qwen2MoeConfig(
+            **SIZES, num_experts=8, moe_intermediate_size=64, shared_expert_intermediate_size=64, num_experts_per_tok=2
+        ),
+        "mlp.shared_expert_gate",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+def test_what_picks_experts_stays(kind: str, tmp_path: Path):
+    """Also where the format could hold it: servers that know the mixture expect it in floats."""
+    config, router = ROUTED[kind]
+    write_tiny_model(tmp_path, config)
+    skeleton = build_skeleton(read_checkpoint(tmp_path))
+    options = RunConfig(
+        model=str(tmp_path), output=str(tmp_path / "out"), group_size=32, format=Format.COMPRESSED_TENSORS
+    )
+    plan = make_plan(options, skeleton)
+
+    assert isinstance(skeleton.blocks[0].get_submodule(router), nn.Linear)
+    assert router not in {linear.name for linear in plan.linears}
+    assert [reason for name, reason in plan.skipped if name.endswith(router)] == ["it picks experts"] * 2
+
+
+class _Grouped(nn.Linear):
+    """Multiplies each half of its weight by another part of the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("...gi,goi->...go", x, self.weight.unflatten(0, (2, -1)))
+
+
+class _Spelled(nn.Linear):
+    """What FalconLinear does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
+def test_linears_that_are_none():
+    assert is_plain(nn.Linear(8, 6, device="meta"))
+    assert is_plain(_Spelled(8, 6, device="meta"))
+    assert not is_plain(_Grouped(8, 6, device="meta"))
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "inkling2_text", "zamba2", "prophetnet", "kimi_k25"])

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from zoo_configs import VOCABULARY, tiny_config
+from zoo_configs import PREFIXES, VOCABULARY, tiny_config
 
 from awq_engine.architecture import value_dim
 from awq_engine.capture import BlockInputs, capture_inputs, finish_forward
@@ -104,6 +105,11 @@ def write_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float3
             if name in model.state_dict() and buffer.is_floating_point():
                 buffer.copy_(_disturbed(buffer))
     model.to(dtype).save_pretrained(folder)
+    if prefix := PREFIXES.get(model_type):
+        file = folder / "model.safetensors"
+        save_file(
+            {name.removeprefix(prefix): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"}
+        )
     return folder
 
 
