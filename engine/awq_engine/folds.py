@@ -114,7 +114,7 @@ class Probe:
 
 
 def input_groups(block: nn.Module, names: list[str], forward: Callable[[], object]) -> list[InputGroup]:
-    """Group the linears `names` of a block by the tensor they read, in the order they run.
+    """Group the linears `names` of a block by the tensor they read (or tensors, when called again), in their order.
 
     What ran before an expert's linears does not include other experts. Linears that do not run are in no group.
 
@@ -144,14 +144,19 @@ def input_groups(block: nn.Module, names: list[str], forward: Callable[[], objec
 def _group_calls(
     calls: list[tuple[str, torch.Tensor | None]], chosen: set[str], experts: dict[str, ExpertLinear]
 ) -> Iterator[InputGroup]:
-    members: dict[tuple[int, torch.Size], list[int]] = {}
+    first: dict[str, int] = {}
+    reads: dict[str, dict[tuple[int, torch.Size], None]] = {}
     for position, (name, tensor) in enumerate(calls):
         if name in chosen and tensor is not None and tensor.numel():
-            members.setdefault((tensor.data_ptr(), tensor.shape), []).append(position)
-    for (_, shape), positions in members.items():
-        consumers = tuple(dict.fromkeys(calls[position][0] for position in positions))
-        before = [name for name, _ in reversed(calls[: positions[0]]) if _reaches(name, consumers[0], experts)]
-        yield InputGroup(consumers, shape[-1], tuple(dict.fromkeys(before)))
+            first.setdefault(name, position)
+            reads.setdefault(name, {})[tensor.data_ptr(), tensor.shape] = None
+    alike: dict[tuple[tuple[int, torch.Size], ...], list[str]] = {}
+    for name, tensors in reads.items():  # in the order of their first calls
+        alike.setdefault(tuple(tensors), []).append(name)
+    for tensors, consumers in alike.items():
+        earlier = [name for name, _ in reversed(calls[: first[consumers[0]]])]
+        before = [name for name in earlier if _reaches(name, consumers[0], experts)]
+        yield InputGroup(tuple(consumers), tensors[0][1][-1], tuple(dict.fromkeys(before)))
 
 
 def _reaches(earlier: str, consumer: str, experts: dict[str, ExpertLinear]) -> bool:

@@ -143,6 +143,24 @@ def test_architectures_nobody_tabled(name: str, tmp_path: Path):
     assert {first: folds.get(first) for first in expected} == expected
 
 
+class _Delayed(nn.Module):
+    """Two linears of one input, of which one reads another tensor, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.later = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.now(x) + self.later(x) + self.later(x.roll(1, 1))
+
+
+def test_a_linear_is_in_one_group():
+    """What it reads is not what any other reads."""
+    block, x = _Delayed().requires_grad_(False), torch.randn(2, 8, 32)
+
+    assert [g.consumers for g in input_groups(block, ["now", "later"], lambda: block(x))] == [("now",), ("later",)]
+
+
 class _Routed(nn.Module):
     """A norm read by a linear and, unscaled, by a router."""
 

@@ -55,6 +55,8 @@ from awq_engine.skeleton import Skeleton, build_skeleton
 GROUP_SIZE = 32
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit; float32 noise is about 1e-6."""
+NUDGES = 3
+"""Times that noise is measured; the largest counts."""
 SEQUENCES, SEQ_LEN = 4, 48
 """More tokens than the widest linear has inputs; longer than the tiny sliding windows."""
 
@@ -159,9 +161,9 @@ def examine_folder(source: Path, folder: Path, **options: Any) -> Findings:
     plan = make_plan(config, skeleton)
     found = Findings(checkpoint.model_type, len(skeleton.blocks), skipped=dict(plan.skipped))
     narrow = any(tensor.dtype in ("BF16", "F16") for tensor in checkpoint.tensors.values())
-    loaded = load_dequantized(source).model
-    original = loaded(input_ids=ids[:1], use_cache=False).logits
-    found.noise = difference(_nudged(loaded, narrow)(input_ids=ids[:1], use_cache=False).logits, original)
+    original = load_dequantized(source).model(input_ids=ids[:1], use_cache=False).logits
+    nudged = [_nudged(load_dequantized(source).model, narrow) for _ in range(NUDGES)]
+    found.noise = max(difference(model(input_ids=ids[:1], use_cache=False).logits, original) for model in nudged)
     found.stream = difference(streamed(skeleton, plan, ids[:1]), original)
     found.folded = difference(streamed(skeleton, plan, ids[:1], fold=True), original)
     own = _run(config, plan, skeleton, ids, found)
