@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def examine(
 ) -> Findings:
     """Write the tiny model of a type, quantize it and measure; `options` are fields of the run's configuration."""
     quiet()
-    return examine_folder(write_model(model_type, folder / "source", dtype), folder, preset=preset, **options)
+    found = examine_folder(write_model(model_type, folder / "source", dtype), folder, preset=preset, **options)
+    return replace(found, model_type=model_type)  # some types share another's config
 
 
 @torch.no_grad()
