@@ -26,7 +26,7 @@ LOUD_GAIN = 12.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-shaped model."""
+    """A Llama-shaped model, or a Mixtral-shaped one."""
 
     hidden: int
     mlp: int
@@ -34,11 +34,10 @@ class Shape:
     heads: int
     kv_heads: int
     vocabulary: int = 32000
-
-    @property
-    def block_parameters(self) -> int:
-        kv = self.hidden * self.kv_heads // self.heads
-        return 2 * self.hidden * (self.hidden + kv) + 3 * self.hidden * self.mlp + 2 * self.hidden
+    experts: int = 0
+    """0 for none; each is `mlp` wide."""
+    active: int = 0
+    """Experts a token goes to."""
 
     def shortened(self, blocks: int) -> Shape:
         return replace(self, blocks=blocks)
@@ -49,6 +48,10 @@ SHAPES = {
     "llama2-7b": Shape(4096, 11008, 32, 32, 32),
     "llama3-8b": Shape(4096, 14336, 32, 32, 8, 128256),
     "qwen2.5-7b": Shape(3584, 18944, 28, 28, 4, 152064),
+    "mixture-8": Shape(1024, 2048, 2, 16, 4, 8192, 8, 2),
+    "mixture-32": Shape(1024, 512, 2, 16, 4, 8192, 32, 2),
+    "mixture-128": Shape(1024, 128, 2, 16, 4, 8192, 128, 2),
+    "narrow": Shape(128, 256, 64, 4, 2, 2048),
 }
 
 
@@ -73,8 +76,7 @@ def _shards(shape: Shape, generator: torch.Generator) -> Iterator[tuple[str, dic
     hidden, kv = shape.hidden, shape.hidden * shape.kv_heads // shape.heads
     matrices = {
         "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (shape.mlp, hidden), "mlp.up_proj": (shape.mlp, hidden),
-        "mlp.down_proj": (hidden, shape.mlp),
+        "self_attn.o_proj": (hidden, hidden), **_mlp(shape),
     }  # fmt: skip
     for block in range(shape.blocks):
         prefix = f"model.layers.{block}."
@@ -92,6 +94,19 @@ def _shards(shape: Shape, generator: torch.Generator) -> Iterator[tuple[str, dic
     )
 
 
+def _mlp(shape: Shape) -> dict[str, tuple[int, int]]:
+    wide, narrow = (shape.mlp, shape.hidden), (shape.hidden, shape.mlp)
+    if not shape.experts:
+        return {"mlp.gate_proj": wide, "mlp.up_proj": wide, "mlp.down_proj": narrow}
+    moe = "block_sparse_moe"
+    experts = {
+        f"{moe}.experts.{expert}.{name}": size
+        for expert in range(shape.experts)
+        for name, size in (("w1", wide), ("w2", narrow), ("w3", wide))
+    }
+    return {f"{moe}.gate": (shape.experts, shape.hidden), **experts}
+
+
 def _matrix(size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(size, generator=generator).div_(math.sqrt(2 * size[1])).bfloat16()
 
@@ -104,8 +119,13 @@ def _gain(width: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _config(shape: Shape) -> dict[str, object]:
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+    mixture = {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.active,
+    }  # fmt: skip
+    kind = mixture if shape.experts else {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    return kind | {
+        "dtype": "bfloat16", "hidden_act": "silu",
         "hidden_size": shape.hidden, "intermediate_size": shape.mlp, "num_hidden_layers": shape.blocks,
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocabulary,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 1,

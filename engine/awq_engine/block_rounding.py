@@ -45,20 +45,29 @@ def round_groups(
         held: what groups read in the original block; what is not there is taken from the block as it is now.
         weights: what is rounded already, by linear; these groups' linears are added.
     """
+    _round_groups(job, bench, groups, held, weights)
+    for name, weight in weights.items():
+        job.linear(name).weight.data = dequantize(weight)
+
+
+def _round_groups(
+    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics], weights: dict[str, IntWeight]
+) -> None:
+    """As `round_groups`, but rounded linears are left without floats."""
     experts = expert_linears(job.block)
     found, crosses = _observe(job, bench, groups, held)
     _warn_of_few(job, groups, found, experts)
     statistics = settle_few(groups, found, experts)
+    del found
     _set_aside(job, weights)
-    for group, stats, cross in zip(groups, statistics, crosses, strict=True):
+    for group in groups:
+        stats, cross = statistics.pop(0), crosses.pop(0)  # nothing is kept of a group that is done
         for name in group.consumers:
             job.checkpoint_cancel()
             if bench.output_grams and name in experts and few_tokens(stats):
                 bench.output_grams.drop(name)  # as few gradients say as little
             weights[name] = _round_linear(job, bench, name, stats, cross)
             _set_aside(job, [name])
-    for name, weight in weights.items():
-        job.linear(name).weight.data = dequantize(weight)
 
 
 def _set_aside(job: BlockJob, names: Iterable[str]) -> None:

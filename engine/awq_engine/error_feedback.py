@@ -43,13 +43,13 @@ def round_with_feedback_(
 
 def feedback_factor(statistics: InputStatistics) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of the channels, quietest first, and U with its rows divided by its diagonal (made once, then kept)."""
-    if statistics.feedback is None:
+    if not statistics.feedback:
         diagonal = statistics.gram.diagonal()
         order = torch.argsort(diagonal, descending=True, stable=True).flip(0)
         damping = (DAMPING * diagonal.mean()).clamp(min=1e-12).expand_as(diagonal)
         factor = damped_factor(statistics.gram, damping, order)
-        statistics.feedback = order, factor.div_(factor.diagonal().clone()[:, None])
-    return statistics.feedback
+        statistics.feedback.append((order, factor.div_(factor.diagonal().clone()[:, None])))
+    return statistics.feedback[0]
 
 
 def _round_rows(

@@ -20,8 +20,8 @@ from awq_engine.statistics import InputStatistics
 
 Family = tuple[InputGroup, ...]
 """Groups of alike experts, or a single group of other linears."""
-MOMENT_BYTES = 1 << 30
-"""Moments of the inputs of experts that are held at once."""
+MOMENT_BYTES = 3 << 27
+"""Moments of the inputs of experts that are held at once; correcting the drift takes as much again."""
 FEW = 0.25
 """Tokens per input below which an expert's own statistics say too little about it."""
 

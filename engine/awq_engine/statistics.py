@@ -10,7 +10,7 @@ so after one pass over the tokens no grid point needs a forward pass. Means are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -28,8 +28,8 @@ class InputStatistics:
     """float32 [in]: E|x|, AWQ's saliency."""
     n_tokens: int
     """Vectors seen, whatever their weight."""
-    feedback: tuple[torch.Tensor, torch.Tensor] | None = None
-    """What error feedback derives from `gram`, kept for the other linears that read the same."""
+    feedback: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """What error feedback derives from `gram`, once it has; shared by all statistics that share `gram`."""
 
     def scaled(self, channel_scale: torch.Tensor) -> InputStatistics:
         """The statistics of x / channel_scale; takes over the memory of these, which must not be used again."""
