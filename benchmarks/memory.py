@@ -27,7 +27,7 @@ from typing import Any
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import Preset, RunConfig
 from awq_engine.estimate import block_linears, estimate
-from awq_engine.runs import Run, create_run, spawn_engine
+from awq_engine.runs import RETURNED_MEMORY, Run, create_run, spawn_engine
 from awq_engine.state import replay
 
 ALLOWANCE = 1_500_000_000
@@ -110,7 +110,9 @@ def spawn_quick_engine(run: Run) -> subprocess.Popen[bytes]:
     descriptor = run.take_lock()
     with run.log_path.open("ab") as log:
         command = [sys.executable, "-m", "benchmarks.quick_engine", str(run.path), str(descriptor)]
-        return subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[descriptor])
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, pass_fds=[descriptor], env={**RETURNED_MEMORY, **os.environ}
+        )
 
 
 def block_bytes(checkpoint: Checkpoint) -> int:

@@ -4,8 +4,8 @@ Cheap enough for every keystroke of the configure screen: no weight is read, not
 standard library. The engine's own plan, made from the real modules, is exact; this is its forecast:
 
     size    packed integers, scales and zero points as the format stores them; every other tensor as it is
-    memory  Python with torch, one block in float32 and as stored, its Gram matrices, the hidden states, and what the
-            scale search or the rounding of the widest layer needs on top
+    memory  Python with torch, the hidden states, one block as stored, and what the step that takes most needs on top:
+            the block in float32 with its Gram matrices, or as integers with the widest linear's matrices
     time    float operations of the search divided by a rate, measured in the newest finished run or else guessed
 """
 
@@ -22,13 +22,15 @@ from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.formats.limits import misfit, packed_bytes
-from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS, recipe_of
+from awq_engine.recipe import MOMENT_BYTES, OUTPUT_BLOCK, recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.state import RunState, replay
 
-RUNTIME_BYTES = 430 << 20
+RUNTIME_BYTES = 470 << 20
 """Resident memory of Python with torch and transformers loaded."""
+PIECES_BYTES = 6 * 4 << 22
+"""Of what is computed from a piece of a weight."""
 DEFAULT_FLOPS_PER_CORE = 16e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 MEASURABLE_WORK = 1e10
@@ -56,6 +58,9 @@ _FUSED_EXPERTS = re.compile(
     r"\.(?P<linear>gate_up_proj|gate_proj|up_proj|down_proj|input_linear|output_linear|w13_weight|w2_weight)"
     r"(?:\.weight)?"
 )
+_EXPERT = re.compile(r"experts\.\d+\.")
+_READ_TOGETHER = dict.fromkeys(("k_proj", "v_proj"), "q_proj") | {"up_proj": "gate_proj", "w3": "w1"}
+"""Linears that read what another reads; for the forecast of memory alone, where a name too few costs little."""
 FUSED_PAIRS: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("gate_up_proj", "input_linear", "w13_weight"), ("gate_proj", "up_proj")
 )
@@ -295,23 +300,41 @@ def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:
 
 
 def _fixed_bytes(linears: list[BlockLinear], config: RunConfig) -> int:
-    """Peak host memory without the hidden states: the block, its statistics, and the larger of two workspaces."""
-    block: dict[int, list[BlockLinear]] = {}
+    """Peak host memory without the hidden states: of the largest block, at the step that takes most."""
+    blocks: dict[int, list[BlockLinear]] = {}
     for linear in linears:
-        block.setdefault(linear.block, []).append(linear)
-    largest = max(block.values(), key=lambda members: sum(linear.numel for linear in members), default=[])
-    weights = sum(linear.numel for linear in largest)
-    stored = sum(linear.tensor.nbytes for linear in largest)
-    widest = max((linear.in_features for linear in largest), default=0)
-    narrowest = min((linear.in_features for linear in largest), default=0)
+        blocks.setdefault(linear.block, []).append(linear)
+    if not blocks:
+        return RUNTIME_BYTES
+    block = max(blocks.values(), key=lambda members: sum(linear.numel for linear in members))
     recipe = recipe_of(config)
-    grams = 4 * (widest**2 + 3 * narrowest**2)
-    searched = 6 * 4 * 2 * max((linear.numel for linear in largest), default=0) if recipe.scales else 0
-    solved = 4 * 3 * widest**2 if recipe.drift else 4 * widest**2 if recipe.feedback else 0
+    weights, stored = sum(linear.numel for linear in block), sum(linear.tensor.nbytes for linear in block)
+    largest, widest = max(linear.numel for linear in block), max(linear.in_features for linear in block)
+    gram, pieces = 4 * widest**2, min(PIECES_BYTES, 24 * largest)
+    compared = 4 * weights + 8 * largest
+    if not any(asdict(recipe).values()):
+        return RUNTIME_BYTES + stored + compared + pieces
+    observed = 4 * weights + _moment_bytes(block) + (6 * largest if recipe.scales else 0)
+    drifted = 4 * weights + gram + 4 * min(largest, widest**2) if recipe.drift else 0
+    rounded = weights + 7 * largest + gram * (2 if recipe.feedback else 1)
     if recipe.sensitivity:
-        grams += sum(4 * linear.out_features * min(linear.out_features, OUTPUT_BLOCK) for linear in largest)
-        grams += 4 * 4 * min(SENSITIVITY_TOKENS, config.samples * config.seq_len) * narrowest
-    return RUNTIME_BYTES + 4 * weights + stored + grams + max(searched, weights + solved)
+        rounded += 3 * 4 * min(OUTPUT_BLOCK * widest, largest)
+    returned = 5 * weights + 8 * largest
+    return RUNTIME_BYTES + stored + pieces + max(compared, observed, drifted, rounded, returned)
+
+
+def _moment_bytes(block: list[BlockLinear]) -> int:
+    """Of the inputs' Gram matrices that are held when all of a block is observed: each site's, and some experts'."""
+    sites: dict[str, int] = {}
+    experts: dict[str, int] = {}
+    for linear in block:
+        parent, _, role = linear.name.rpartition(".")
+        site = parent + _READ_TOGETHER.get(role, role)
+        if _EXPERT.search(linear.name):
+            experts[site] = 4 * linear.in_features**2
+        else:
+            sites[site] = 4 * linear.in_features**2
+    return sum(sites.values()) + min(2 * MOMENT_BYTES, sum(experts.values()))
 
 
 def _hidden_bytes(linears: list[BlockLinear], config: RunConfig) -> int:

@@ -16,12 +16,11 @@ from torch import nn
 
 from awq_engine.experts import ExpertLinear, expert_linears
 from awq_engine.folds import Fold, InputGroup
+from awq_engine.recipe import MOMENT_BYTES
 from awq_engine.statistics import InputStatistics
 
 Family = tuple[InputGroup, ...]
 """Groups of alike experts, or a single group of other linears."""
-MOMENT_BYTES = 3 << 27
-"""Moments of the inputs of experts that are held at once; correcting the drift takes as much again."""
 FEW = 0.25
 """Tokens per input below which an expert's own statistics say too little about it."""
 

@@ -22,6 +22,10 @@ OUTPUT_BLOCK = 1024
 """Outputs whose gradients are correlated with one another; more would take more memory than the layer itself."""
 
 
+MOMENT_BYTES = 3 << 27
+"""Moments of the inputs of experts that are held at once; correcting the drift takes as much again."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The steps taken on every block."""

@@ -47,6 +47,9 @@ class RunStatus(StrEnum):
         return self in (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 
 
+RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20)}
+"""Environment of engines: glibc gives freed arrays of a piece's size back to the system. On its own it begins to hoard
+what is smaller than 32 MB: 185 MB of a run of 1.2 GB."""
 QUIET_THREADS = {"GOMP_SPINCOUNT": "0"}
 """Environment of processes that compute: idle OpenMP threads sleep instead of spinning. On a busy machine spinning cost
 the bundled model nine tenths of its chat speed."""
@@ -213,6 +216,7 @@ def spawn_engine(run: Run) -> subprocess.Popen[bytes]:
     run.clear_cancel()
     environment = {
         **QUIET_THREADS,
+        **RETURNED_MEMORY,
         **os.environ,
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
