@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_linearize import HEADS, IDS, LATENT, SIZES
 from tiny_model import write_tiny_model
+from torch import nn
 from transformers import DeepseekV3Config, MixtralConfig, PreTrainedConfig, Qwen2MoeConfig
 
 from awq_engine.capture import BlockInputs, capture_inputs
@@ -22,7 +23,7 @@ from awq_engine.journal import Journal
 from awq_engine.originals import Originals
 from awq_engine.pipeline import execute
 from awq_engine.readers import find_readers
-from awq_engine.routing import collect_expert_cross_statistics
+from awq_engine.routing import collect_expert_drift
 from awq_engine.runs import create_run
 from awq_engine.skeleton import build_skeleton
 
@@ -157,10 +158,13 @@ def test_drift_pairs_the_tokens_of_the_present_routing(tmp_path: Path):
             next(inputs.outputs(block, 0))
         handle.remove()
         (x, picked, _), (old, other, _) = seen
-        originals, names = Originals(block), ["mlp.experts.1.up_proj"]
-        (found,) = collect_expert_cross_statistics(block, originals, names, present, original, 0, [as_they_are])
+        name = "mlp.experts.1.up_proj"
+        linears = {name: cast(nn.Linear, block.get_submodule(name))}
+        (read,), (found,) = collect_expert_drift(block, Originals(block), linears, present, original, 0, [as_they_are])
         rows = (picked == 1).any(-1)
 
         assert not torch.equal(rows, (other == 1).any(-1))
         assert found is not None
         torch.testing.assert_close(found, old[rows].T @ x[rows] / rows.sum())
+        torch.testing.assert_close(read.gram, x[rows].T @ x[rows] / rows.sum())
+        assert read.n_tokens == rows.sum()
