@@ -28,7 +28,8 @@ def run_in(name: str, script: str, *arguments: str | Path) -> None:
     command = [str(python), "-W", "ignore", str(HERE / script), *map(str, arguments)]
     settings = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     settings.pop("PYTHONPATH", None)
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=600, check=False)
+    where = python.parents[1]  # where it leaves its logs
+    done = subprocess.run(command, env=settings, cwd=where, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
