@@ -22,7 +22,7 @@ from awq_engine.commands.compare import measure
 from awq_engine.comparison import Entry, entries, evaluation_settings
 from awq_engine.config import Format, RunConfig
 from awq_engine.models import ResolvedModel, resolve_model
-from awq_engine.text_sources import absolute_spec
+from awq_engine.text_sources import absolute_mix, absolute_spec
 from benchmarks.results_file import append_rows
 
 
@@ -72,7 +72,7 @@ def main() -> None:
             os.environ["AWQ_TUI_HOME"] = str(Path(folder) / "home")
             base = RunConfig(
                 model=str(model.path), output=folder, samples=options.samples, seq_len=options.seq_len,
-                calibration=absolute_spec(calibration), threads=options.threads, format=Format(options.format),
+                calibration=absolute_mix(calibration), threads=options.threads, format=Format(options.format),
             )  # fmt: skip
             recipes = [name for name in options.recipes.split(",") if number == 0 or name != "rtn"]
             for entry in entries(base, recipes, [options.bits], [options.group_size]):

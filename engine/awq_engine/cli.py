@@ -196,7 +196,7 @@ def _add_compare(commands: Commands) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the models; without it only the table stays")
     parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
     parser.add_argument("--format", choices=_values(Format), default=Format.AWQ.value, help="layout on disk")
-    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=TEXT)
+    parser.add_argument("--calibration", default="builtin", metavar="SPEC", help=MIX)
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="calibration sequences (default 128)")
     parser.add_argument("--seq-len", type=int, default=512, metavar="N", help="tokens per sequence and per window")
     parser.add_argument("--text", default="builtin", metavar="SPEC", help=f"to measure on: {TEXT}")

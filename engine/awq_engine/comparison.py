@@ -19,6 +19,7 @@ from awq_engine.errors import BadInputError, UsageError
 from awq_engine.format import UNKNOWN, size
 from awq_engine.output import folder_name
 from awq_engine.runs import Run, list_runs, write_atomically
+from awq_engine.text_sources import split_mix
 
 RECIPES: dict[str, tuple[Method, Preset]] = {
     "rtn": (Method.RTN, RunConfig.preset),
@@ -107,12 +108,11 @@ def evaluation_settings(text: str, seq_len: int, max_tokens: int, device: str) -
     }  # fmt: skip
 
 
-def newest_change(text: str) -> float:
-    """Unix time at which a text file, or a file in a folder of them, last changed; 0 for what is not a file."""
-    path = Path(text)
-    if not path.is_absolute() or not path.exists():
-        return 0.0
-    return max(file.stat().st_mtime for file in [path, *(path.rglob("*") if path.is_dir() else ())])
+def newest_change(spec: str) -> float:
+    """Unix time at which a text file of `spec`, or a file in a folder of them, last changed; 0 for what is no file."""
+    paths = [path for part in split_mix(spec) if (path := Path(part)).is_absolute() and path.exists()]
+    files = [file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
+    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 def stored_evaluation(run: Run, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from awq_engine.comparison import (
     entries,
     evaluation_settings,
     markdown,
+    newest_change,
     row,
     store_evaluation,
     stored_evaluation,
@@ -69,6 +70,14 @@ def test_an_earlier_run_is_the_one_with_the_same_request():
     assert earlier_run(replace(BASE, output="/folder/a", samples=3)) is None
     (run.path / "run.json").write_text("{")
     assert earlier_run(replace(BASE, output="/folder/a")) is None
+
+
+def test_the_newest_file_of_a_mix_tells_when_its_text_changed(tmp_path: Path):
+    for number, name in enumerate(("old.txt", "new.txt")):
+        (tmp_path / name).write_text("Some text.")
+        os.utime(tmp_path / name, (number, number))
+    assert newest_change(f"{tmp_path}/new.txt+self+{tmp_path}/old.txt") == 1
+    assert newest_change("builtin+self") == 0
 
 
 def test_a_measurement_is_kept_for_its_settings_only(tmp_path: Path):

@@ -18,8 +18,8 @@ from awq_engine.formats.codec import Kept
 from awq_engine.formats.patterns import name_patterns
 from awq_engine.formats.registry import CODECS
 from awq_engine.overrides import parse_override
-from awq_engine.pipeline import quantization_config
 from awq_engine.plan import Plan, make_plan
+from awq_engine.publishing import quantization_config
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.spec import QuantSpec
 

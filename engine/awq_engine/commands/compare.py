@@ -36,7 +36,7 @@ from awq_engine.report import read_report
 from awq_engine.runs import Run, RunStatus, create_run, spawn_engine, write_atomically
 from awq_engine.sanitize import one_line
 from awq_engine.state import RunState, replay
-from awq_engine.text_sources import absolute_spec
+from awq_engine.text_sources import absolute_mix, absolute_spec
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def _base(args: argparse.Namespace, model: ResolvedModel) -> RunConfig:
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(folder.absolute()),
         symmetric=args.symmetric, format=Format(args.format), samples=args.samples, seq_len=args.seq_len,
-        calibration=absolute_spec(args.calibration, "calibration text"), device=args.device, seed=args.seed,
+        calibration=absolute_mix(args.calibration), device=args.device, seed=args.seed,
     )  # fmt: skip
 
 
