@@ -8,7 +8,7 @@ app and the command line both import this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import singledispatch
@@ -61,6 +61,43 @@ class LayerState:
         return losses[-1] / losses[0] if losses and losses[0] > 0 else None
 
 
+class Layers(Mapping[tuple[int, str], LayerState]):
+    """Layers by (block, name), in the order of the plan. Never changed: what differs is a new one that shares the rest.
+
+    A mixture has tens of thousands of linears, and each has an event of its own: only its block is copied.
+    """
+
+    def __init__(self, layers: Iterable[LayerState] = ()) -> None:
+        self._blocks: dict[int, dict[str, LayerState]] = {}
+        for layer in layers:
+            self._blocks.setdefault(layer.block, {})[layer.name] = layer
+
+    def __getitem__(self, key: tuple[int, str]) -> LayerState:
+        block, name = key
+        return self._blocks[block][name]
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return ((block, name) for block, layers in self._blocks.items() for name in layers)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks.values()))
+
+    def of_block(self, block: int) -> Mapping[str, LayerState]:
+        """The layers of one block by their names inside it."""
+        return self._blocks.get(block, {})
+
+    def changed(self, block: int, layers: Iterable[LayerState]) -> Layers:
+        """With `layers`, all of `block`, in the place of their namesakes or after the others."""
+        new = Layers()
+        new._blocks = {**self._blocks, block: {**self.of_block(block), **{layer.name: layer for layer in layers}}}
+        return new
+
+    def forgetting(self, block: int) -> Layers:
+        """Without what was found in `block`."""
+        layers = self.of_block(block).values()
+        return self.changed(block, [replace(layer, scale=None, quantized=None) for layer in layers])
+
+
 @dataclass(frozen=True)
 class RunState:
     """All that is known of a run so far."""
@@ -69,14 +106,13 @@ class RunState:
     run: e.RunStarted | None = None
     plan: e.PlanReady | None = None
     calibration: e.CalibrationReady | None = None
-    layers: dict[tuple[int, str], LayerState] = field(default_factory=dict)
-    """By (block, name), in the order of the plan."""
+    layers: Layers = field(default_factory=Layers)
     current_block: int | None = None
     blocks: dict[int, e.BlockFinished] = field(default_factory=dict)
     block_started: float | None = None
     """Unix time the current block started."""
-    folds: tuple[e.FoldTested, ...] = ()
-    """Accepted folds only."""
+    block_folds: dict[int, tuple[e.FoldTested, ...]] = field(default_factory=dict)
+    """By block; accepted folds only."""
     fallbacks: tuple[e.BlockFellBack, ...] = ()
     warnings: tuple[str, ...] = ()
     progress: e.PhaseProgress | e.DownloadProgress | None = None
@@ -90,6 +126,11 @@ class RunState:
     updated: float | None = None
     """Unix time of the newest event."""
     last_seq: int = 0
+
+    @property
+    def folds(self) -> tuple[e.FoldTested, ...]:
+        """Accepted folds only."""
+        return tuple(fold for folds in self.block_folds.values() for fold in folds)
 
     @property
     def finished(self) -> bool:
@@ -157,14 +198,13 @@ def _(event: e.DownloadProgress, state: RunState, time: float) -> RunState:
 
 @_apply.register
 def _(event: e.PlanReady, state: RunState, time: float) -> RunState:
-    planned = {(int(linear["block"]), str(linear["name"])) for linear in event.linears}
-    layers = {key: layer for key, layer in state.layers.items() if key in planned}
+    layers = []
     for linear in event.linears:
         key = (int(linear["block"]), str(linear["name"]))
         shape = int(linear["out_features"]), int(linear["in_features"])
-        layer = layers.get(key) or LayerState(*key, *shape)
-        layers[key] = replace(layer, bits=linear.get("bits"), group_size=linear.get("group_size"))
-    return replace(state, plan=event, layers=layers, phase=Phase.CALIBRATING, progress=None)
+        layer = state.layers.get(key) or LayerState(*key, *shape)
+        layers.append(replace(layer, bits=linear.get("bits"), group_size=linear.get("group_size")))
+    return replace(state, plan=event, layers=Layers(layers), phase=Phase.CALIBRATING, progress=None)
 
 
 @_apply.register
@@ -181,31 +221,26 @@ def _(event: e.PhaseProgress, state: RunState, time: float) -> RunState:
 @_apply.register
 def _(event: e.BlockStarted, state: RunState, time: float) -> RunState:
     """A block begun anew after a crash forgets what the dead process had found in it."""
-    layers = {
-        key: replace(layer, scale=None, quantized=None) if key[0] == event.block else layer
-        for key, layer in state.layers.items()
-    }
-    folds = tuple(fold for fold in state.folds if fold.block != event.block)
     fallbacks = tuple(item for item in state.fallbacks if item.block != event.block)
     return replace(
-        state, phase=Phase.QUANTIZING, current_block=event.block, block_started=time, layers=layers, folds=folds,
-        fallbacks=fallbacks, progress=None,
+        state, phase=Phase.QUANTIZING, current_block=event.block, block_started=time, progress=None,
+        layers=state.layers.forgetting(event.block), block_folds={**state.block_folds, event.block: ()},
+        fallbacks=fallbacks,
     )  # fmt: skip
 
 
 @_apply.register
 def _(event: e.FoldTested, state: RunState, time: float) -> RunState:
     """A later refusal takes back an earlier proof: the fold was undone."""
-    others = tuple(fold for fold in state.folds if (fold.block, fold.consumers) != (event.block, event.consumers))
-    return replace(state, folds=(*others, event) if event.accepted else others)
+    others = tuple(fold for fold in state.block_folds.get(event.block, ()) if fold.consumers != event.consumers)
+    folds = (*others, event) if event.accepted else others
+    return replace(state, block_folds={**state.block_folds, event.block: folds})
 
 
 @_apply.register
 def _(event: e.ScaleChosen, state: RunState, time: float) -> RunState:
-    layers = dict(state.layers)
-    for name in event.consumers:
-        if layer := layers.get((event.block, name)):
-            layers[event.block, name] = replace(layer, scale=event)
+    known = [layer for name in event.consumers if (layer := state.layers.get((event.block, name)))]
+    layers = state.layers.changed(event.block, [replace(layer, scale=event) for layer in known])
     return replace(state, layers=layers)
 
 
@@ -213,17 +248,13 @@ def _(event: e.ScaleChosen, state: RunState, time: float) -> RunState:
 def _(event: e.LinearQuantized, state: RunState, time: float) -> RunState:
     key = (event.block, event.name)
     layer = state.layers.get(key) or LayerState(*key, event.out_features, event.in_features)
-    return replace(state, layers={**state.layers, key: replace(layer, quantized=event)})
+    return replace(state, layers=state.layers.changed(event.block, [replace(layer, quantized=event)]))
 
 
 @_apply.register
 def _(event: e.BlockFellBack, state: RunState, time: float) -> RunState:
     """The block starts over with plain rounding: what was found in it no longer holds."""
-    layers = {
-        key: replace(layer, scale=None, quantized=None) if key[0] == event.block else layer
-        for key, layer in state.layers.items()
-    }
-    return replace(state, fallbacks=(*state.fallbacks, event), layers=layers)
+    return replace(state, fallbacks=(*state.fallbacks, event), layers=state.layers.forgetting(event.block))
 
 
 @_apply.register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,23 @@ def test_replay_is_the_same_in_any_number_of_steps() -> None:
     for record in history:
         state = reduce(state, record)
     assert state == replay(history)
+
+
+def test_a_state_that_was_handed_out_stays_as_it_is() -> None:
+    history = records(whole_run())
+    states = [RunState()]
+    for record in history:
+        states.append(reduce(states[-1], record))
+    assert states[:-1] == [replay(history[:count]) for count in range(len(history))]
+
+
+def test_one_more_linear_costs_the_same_however_many_there_are() -> None:
+    """An event may copy what is known of its own block, not of all blocks."""
+    names = [f"experts.{number}" for number in range(20)]
+    plan = [{"block": b, "name": n, "out_features": 8, "in_features": 8} for b in range(40) for n in names]
+    before = replay(records([started(), dataclasses.replace(planned(), linears=plan)]))
+    after = reduce(before, e.Record(3, 9.0, quantized(7, names[3])))
+    changed = [key for key in before.layers if before.layers[key] is not after.layers[key]]
+    assert changed == [(7, names[3])]
+    assert list(after.layers) == list(before.layers) == [(b, n) for b in range(40) for n in names]
+    assert all(after.layers.of_block(b) is before.layers.of_block(b) for b in range(40) if b != 7)
