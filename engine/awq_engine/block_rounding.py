@@ -28,53 +28,35 @@ from awq_engine.quantize import (
     row_slices,
     to_int_weight,
 )
+from awq_engine.rounded import Rounded
 from awq_engine.routing import collect_expert_drift
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Tap
 from awq_engine.two_sided_feedback import round_with_two_sided_feedback_
 from awq_kernels.int_weight import IntWeight
-from awq_kernels.reference import dequantize
 
 
 def round_groups(
-    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics], weights: dict[str, IntWeight]
+    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics], rounded: Rounded
 ) -> None:
-    """Clip and round the linears of some groups; the block gets the rounded weights.
+    """Clip and round the linears of some groups.
 
     Args:
         held: what groups read in the original block; what is not there is taken from the block as it is now.
-        weights: what is rounded already, by linear; these groups' linears are added.
+        rounded: what is rounded already; these groups' linears are added.
     """
-    _round_groups(job, bench, groups, held, weights)
-    for name, weight in weights.items():
-        job.linear(name).weight.data = dequantize(weight)
-
-
-def _round_groups(
-    job: BlockJob, bench: Bench, groups: Family, held: dict[str, InputStatistics], weights: dict[str, IntWeight]
-) -> None:
-    """As `round_groups`, but rounded linears are left without floats."""
     experts = expert_linears(job.block)
     found, crosses = _observe(job, bench, groups, held)
     _warn_of_few(job, groups, found, experts)
     statistics = settle_few(groups, found, experts)
     del found
-    _set_aside(job, weights)
     for group in groups:
         stats, cross = statistics.pop(0), crosses.pop(0)  # nothing is kept of a group that is done
         for name in group.consumers:
             job.checkpoint_cancel()
             if bench.output_grams and name in experts and few_tokens(stats):
                 bench.output_grams.drop(name)  # as few gradients say as little
-            weights[name] = _round_linear(job, bench, name, stats, cross)
-            _set_aside(job, [name])
-
-
-def _set_aside(job: BlockJob, names: Iterable[str]) -> None:
-    """Give up the floats of rounded linears: while the next are rounded nothing runs, and memory is needed."""
-    for name in names:
-        weight = job.linear(name).weight
-        weight.data = weight.data.new_empty(0)
+            rounded.add(name, _round_linear(job, bench, name, stats, cross))
 
 
 def _scaled(bench: Bench, first: str, held: dict[str, InputStatistics]) -> InputStatistics | None:

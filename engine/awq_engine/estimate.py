@@ -315,7 +315,7 @@ def _fixed_bytes(linears: list[BlockLinear], config: RunConfig) -> int:
     if not any(asdict(recipe).values()):
         return RUNTIME_BYTES + stored + compared + pieces
     observed = 4 * weights + _moment_bytes(block) + (6 * largest if recipe.scales else 0)
-    drifted = 5 * weights - largest + gram + 4 * min(largest, widest**2) if recipe.drift else 0
+    drifted = weights + 7 * largest + gram + 4 * min(largest, widest**2) if recipe.drift else 0
     rounded = weights + 7 * largest + gram * (2 if recipe.feedback else 1)
     if recipe.sensitivity:
         rounded += 3 * 4 * min(OUTPUT_BLOCK * widest, largest)

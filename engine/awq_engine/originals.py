@@ -30,8 +30,10 @@ class Originals:
         return self._kept[name]
 
     def restore(self) -> None:
-        """Give the block its weights back."""
+        """Give the block its weights back, also where there are none (`rounded`)."""
         for name, parameter in self._block.named_parameters():
+            if parameter.shape != self._kept[name].shape:
+                parameter.data = parameter.data.new_empty(self._kept[name].shape)
             parameter.data.copy_(self._kept[name])
 
     @contextlib.contextmanager
@@ -62,7 +64,7 @@ class Originals:
             running.pop().close()
 
         stack.callback(lambda: [leftover.close() for leftover in reversed(running)])  # a pass that was stopped
-        stack.callback(module.register_forward_pre_hook(before).remove)
+        stack.callback(module.register_forward_pre_hook(before, prepend=True).remove)
         stack.callback(module.register_forward_hook(after).remove)
 
     @contextlib.contextmanager

@@ -29,10 +29,10 @@ from awq_engine.folds import InputGroup, input_groups
 from awq_engine.originals import Originals
 from awq_engine.quantize import round_to_nearest, row_slices
 from awq_engine.recipe import Recipe
+from awq_engine.rounded import Rounded
 from awq_engine.spill import Batches, copied
 from awq_engine.statistics import InputStatistics
 from awq_engine.uncalled import read_past_module, uncalled
-from awq_kernels.int_weight import IntWeight
 
 CHECK_TOKENS = 4096
 """Calibration tokens on which a block is compared with plain rounding."""
@@ -42,8 +42,10 @@ CHECK_TOKENS = 4096
 def quantize_block(job: BlockJob) -> BlockResult:
     """Quantize one block; the block is left holding the dequantized weights."""
     bench = Bench(Originals(job.block))
+    job = _leave_in_floats(job, bench.originals)
     traced = input_groups(job.block, list(job.specs), job.probe_forward)
-    job, sites = _settle_uncalled(job, families(job.block, traced, job.specs))
+    sites = families(job.block, traced, job.specs)
+    sites += _alone(job, uncalled(job.specs, traced))
     if job.sensitivity is not None:
         bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
     statistics, targets = _observe(job, [group for family in sites for group in next(held_at_once(family))])
@@ -52,16 +54,18 @@ def quantize_block(job: BlockJob) -> BlockResult:
         fold_sites(job, bench, sites, statistics)
     if job.recipe.sequential:
         statistics.clear()  # they are taken again, site by site
-    weights: dict[str, IntWeight] = {}
+    rounded = Rounded(job.block)
     for family in sites:
         for groups in held_at_once(family):
-            round_groups(job, bench, groups, statistics, weights)
+            round_groups(job, bench, groups, statistics, rounded)
     loss_final = _check_loss(job, targets)
     if not loss_final <= loss_rounding:
         reason = "plain rounding changes the block's output less"
         job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
-        weights, loss_final = _fall_back(job, bench, sites), loss_rounding
-    return BlockResult(weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
+        loss_final = loss_rounding
+        _fall_back(job, bench, sites, rounded)
+    rounded.fill()
+    return BlockResult(rounded.weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
 
 
 def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], Batches]:
@@ -80,20 +84,26 @@ def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputSt
     return statistics, outputs
 
 
-def _settle_uncalled(job: BlockJob, sites: list[Family]) -> tuple[BlockJob, list[Family]]:
-    """Linears that never run get groups of their own, or leave the job where they have to stay in floats."""
-    idle = uncalled(job.specs, [group for family in sites for group in family])
-    floats = read_past_module(job.block, idle, job.handed_on)
-    unseen = [name for name in idle if name not in floats]
+def _leave_in_floats(job: BlockJob, originals: Originals) -> BlockJob:
+    """The job without linears whose weights are read past their modules."""
+
+    def forward() -> torch.Tensor:
+        with originals.computing():
+            return job.handed_on()
+
+    floats = read_past_module(job.block, list(job.specs), forward)
     if floats:
         job.emit(
             e.Warned(f"block {job.index}: {', '.join(floats)} stays in floats; its weight is read past the module")
         )
-    if unseen:
-        job.emit(e.Warned(f"block {job.index}: calibration never calls {', '.join(unseen)}; rounded without data"))
-    specs = {name: spec for name, spec in job.specs.items() if name not in floats}
-    alone: list[Family] = [(InputGroup((name,), job.linear(name).in_features, ()),) for name in unseen]
-    return replace(job, specs=specs), sites + alone
+    return replace(job, specs={name: spec for name, spec in job.specs.items() if name not in floats})
+
+
+def _alone(job: BlockJob, names: list[str]) -> list[Family]:
+    """Linears that never run, in groups of their own."""
+    if names:
+        job.emit(e.Warned(f"block {job.index}: calibration never calls {', '.join(names)}; rounded without data"))
+    return [(InputGroup((name,), job.linear(name).in_features, ()),) for name in names]
 
 
 def _loss_of_plain_rounding(job: BlockJob, bench: Bench, targets: Batches) -> float:
@@ -117,19 +127,18 @@ def _check_loss(job: BlockJob, targets: Batches) -> float:
     return float(torch.stack(squares).mean())
 
 
-def _fall_back(job: BlockJob, bench: Bench, sites: list[Family]) -> dict[str, IntWeight]:
+def _fall_back(job: BlockJob, bench: Bench, sites: list[Family], rounded: Rounded) -> None:
     """Start the block over with plain rounding."""
+    rounded.forget()
     bench.originals.restore()
     bench.columns.clear()
     bench.rows.clear()
     bench.alphas.clear()
     bench.folds.clear()
     plain = replace(job, recipe=Recipe())
-    weights: dict[str, IntWeight] = {}
     for family in sites:
         for groups in held_at_once(family):
-            round_groups(plain, bench, groups, {}, weights)
-    return weights
+            round_groups(plain, bench, groups, {}, rounded)
 
 
 def _changed_parameters(job: BlockJob, bench: Bench) -> dict[str, torch.Tensor]:

@@ -1,9 +1,9 @@
-"""Linears of a block that the calibration text never calls.
+"""Linears that the calibration text never calls, and weights that are read past their module.
 
-There are two kinds. Some weights are read past their module (Mamba multiplies by `dt_proj.weight` itself): a reader
-that puts a quantized linear there has no such weight to give, so these stay in floats. The others have no part in what
-text goes through (cross-attention to an encoder or an image, an expert no token was sent to): they are rounded without
-data, so that size, skip list and the format of the projections that readers fuse are what the plan said.
+Some weights are read by other modules than their own (Mamba multiplies by `dt_proj.weight` itself): a reader that puts
+a quantized linear there has no such weight to give, so these stay in floats. Other linears have no part in what text
+goes through (cross-attention to an encoder or an image, an expert no token was sent to): they are rounded without data,
+so that size, skip list and the format of the projections that readers fuse are what the plan said.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def uncalled(names: Iterable[str], groups: Iterable[InputGroup]) -> list[str]:
 
 @torch.no_grad()
 def read_past_module(block: nn.Module, names: list[str], forward: Callable[[], torch.Tensor]) -> list[str]:
-    """Those of the uncalled linears `names` whose weight changes what the block computes all the same.
+    """Those of the linears `names` whose present weight changes what `forward` computes.
 
     Args:
-        forward: runs the block once and returns its output.
+        forward: runs the block, whose modules compute with other weights than these (`Originals.computing`), and
+            returns its output.
     """
     if not names or not _matter(block, names, forward):
         return []
@@ -35,14 +36,13 @@ def read_past_module(block: nn.Module, names: list[str], forward: Callable[[], t
 
 
 def _matter(block: nn.Module, names: list[str], forward: Callable[[], torch.Tensor]) -> bool:
-    """Whether doubling these weights changes the output."""
+    """Whether doubling these weights, which can be undone to the bit, changes the output."""
     before = forward()
     weights = [block.get_submodule(name).get_parameter("weight").data for name in names]
-    saved = [weight.clone() for weight in weights]
     try:
         for weight in weights:
             weight.mul_(2)
         return not torch.equal(forward(), before)
     finally:
-        for weight, old in zip(weights, saved, strict=True):
-            weight.copy_(old)
+        for weight in weights:
+            weight.mul_(0.5)

@@ -15,7 +15,7 @@ from awq_kernels.int_weight import IntWeight
 def dequantize(weight: IntWeight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight as floats, `dtype` [out_features, in_features]; exact in float32 for float16 and bfloat16 scales."""
     groups = weight.q.view(weight.out_features, weight.n_groups, weight.group_size)
-    levels = groups.float() - weight.zero_point.float()[:, :, None]  # [out, n_groups, group_size]
+    levels = groups.float().sub_(weight.zero_point.float()[:, :, None])  # [out, n_groups, group_size]
     levels *= weight.scale.float()[:, :, None]
     columns = levels.view(weight.out_features, weight.in_features)
     return (columns if weight.order is None else columns[:, weight.order.argsort()]).to(dtype)

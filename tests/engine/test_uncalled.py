@@ -8,31 +8,35 @@ from torch import nn
 from zoo import examine
 
 from awq_engine.folds import input_groups
+from awq_engine.originals import Originals
 from awq_engine.statistics import collect_statistics
 from awq_engine.uncalled import read_past_module, uncalled
 
 
 class _Block(nn.Module):
-    """One linear that runs, one whose weight is read past it, one that nothing reads."""
+    """One linear that runs, one whose weight is read past it, one of both kinds, one that nothing reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.called, self.past, self.idle = (nn.Linear(32, 32) for _ in range(3))
+        self.called, self.past, self.both, self.idle = (nn.Linear(32, 32) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.called(x) @ self.past.weight
+        return self.both(self.called(x) @ self.past.weight) @ self.both.weight
 
 
-def test_the_two_kinds_are_told_apart():
-    """Doubling the weight shows whether it is read; nothing is left changed."""
+def test_what_is_read_past_its_module_is_told_apart():
+    """Doubling the weight shows whether others read it; nothing is left changed."""
     torch.manual_seed(0)
     block, x = _Block().requires_grad_(False), torch.randn(1, 4, 32)
     before = {name: p.clone() for name, p in block.named_parameters()}
-    names = ["called", "past", "idle"]
-    idle = uncalled(names, input_groups(block, names, lambda: block(x)))
+    names, originals = ["called", "past", "both", "idle"], Originals(block)
 
-    assert idle == ["past", "idle"]
-    assert read_past_module(block, idle, lambda: block(x)) == ["past"]
+    def forward() -> torch.Tensor:
+        with originals.computing():
+            return block(x)
+
+    assert uncalled(names, input_groups(block, names, lambda: block(x))) == ["past", "idle"]
+    assert read_past_module(block, names, forward) == ["past", "both"]
     assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
 
 

@@ -1,0 +1,52 @@
+"""The rounded linears of a block: integers, and floats only while they run.
+
+The block has to compute while it is quantized, but a linear's floats take four to eight times its integers. So they are
+made just before the linear runs and dropped right after: a block half done costs one linear, not all that are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from torch import nn
+
+from awq_kernels.int_weight import IntWeight
+from awq_kernels.reference import dequantize
+
+
+class Rounded:
+    """Linears of `block` that are rounded already; what gave up its floats gets them back with `fill`."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.weights: dict[str, IntWeight] = {}
+        """By linear name inside the block."""
+        self._block = block
+        self._hooks = contextlib.ExitStack()
+
+    def add(self, name: str, weight: IntWeight) -> None:
+        """Let the linear `name` compute with `weight` from now on."""
+        linear = self._block.get_submodule(name)
+        parameter = linear.get_parameter("weight")
+
+        def fill(module: nn.Module, _: object) -> None:
+            if module.weight is parameter:  # and not an original in its place
+                parameter.data = dequantize(weight)
+
+        def drop(*_: object) -> None:
+            parameter.data = parameter.data.new_empty(0)
+
+        drop()
+        self.weights[name] = weight
+        self._hooks.callback(linear.register_forward_pre_hook(fill).remove)
+        self._hooks.callback(linear.register_forward_hook(drop).remove)
+
+    def fill(self) -> None:
+        """Give all of them floats, to keep."""
+        self._hooks.close()
+        for name, weight in self.weights.items():
+            self._block.get_submodule(name).get_parameter("weight").data = dequantize(weight)
+
+    def forget(self) -> None:
+        """Leave them without weights, for others to be put there."""
+        self._hooks.close()
+        self.weights.clear()
