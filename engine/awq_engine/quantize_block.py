@@ -45,7 +45,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     job = _leave_in_floats(job, bench.originals)
     traced = input_groups(job.block, list(job.specs), job.probe_forward)
     sites = families(job.block, traced, job.specs)
-    sites += _alone(job, uncalled(job.specs, traced))
+    sites += _alone(job, uncalled(job.specs, [group for family in sites for group in family]))
     if job.sensitivity is not None:
         bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
     statistics, targets = _observe(job, [group for family in sites for group in next(held_at_once(family))])
