@@ -15,12 +15,12 @@ from awq_engine.sanitize import one_line
 _CARD = """---
 base_model: {quoted_base}
 library_name: transformers
-tags: [{method_tag}, int{bits}, awq-tui]
+tags: [{method_tag}, {bits_tag}, awq-tui]
 ---
 
 # {title}
 
-{base} quantized to {bits} bits by awq-tui: {how}.
+{base} quantized to {width} by awq-tui: {how}.
 
 | | |
 |---|---|
@@ -32,8 +32,8 @@ tags: [{method_tag}, int{bits}, awq-tui]
 | calibration | {calibration}, {samples} sequences of {seq_len} tokens |
 
 {readers}
-`quantization_report.json` holds the statistics of every layer.
-"""
+{report}"""
+_REPORT = "`quantization_report.json` holds the statistics of every layer.\n"
 
 
 _REST = "embeddings, head and whatever else is not a linear layer"
@@ -59,15 +59,19 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     config = plan.config
     base = one_line(_base_name(config, checkpoint))
     how, rest = _WORDS[config.method]
+    widths = {linear.spec.bits for linear in plan.linears}
     skipped = f"; also {len(plan.skipped)} linears that the format cannot hold" if plan.skipped else ""
     return _CARD.format(
         base=base, quoted_base=json.dumps(base, ensure_ascii=False), title=f"{base.rpartition('/')[2]} AWQ", how=how,
-        bits=config.bits, group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
+        bits_tag=f"int{config.bits}" if len(widths) == 1 else "mixed-precision",
+        width=f"{config.bits} bits" if len(widths) == 1 else f"{plan.event.bits_per_weight:.2f} bits per weight",
+        group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
         shapes=_shapes(plan),
         quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
         layout=LIMITS[config.format].title, method_tag=config.format.value,
         readers=" ".join([_READERS[config.format], *plan.event.warnings]),
-        rest=rest, skipped=skipped, before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
+        report=_REPORT, rest=rest, skipped=skipped,
+        before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
         method=_method(config),
         calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,
     )  # fmt: skip
@@ -87,10 +91,17 @@ def _shapes(plan: Plan) -> str:
 
 
 def converted_card(text: str, layout: Format) -> str:
-    """A card of ours after the weights went into another format; any other README stays what it is."""
+    """A card of ours after the weights went into another format; any other README stays what it is.
+
+    What no longer holds goes: the sizes, and the report, which speaks of the run and is not copied.
+    """
+    if f"\n{_REPORT}" not in text:
+        return text
+    text = re.sub(r"\| size \| [^\n]*\n", "", text.replace(f"\n{_REPORT}", ""))
+    text = re.sub(r", [\d.]+ bits per weight \|", " |", text)
     for other, limits in LIMITS.items():
         text = text.replace(f"| format | {limits.title},", f"| format | {LIMITS[layout].title},")
-        text = text.replace(f"tags: [{other.value}, int", f"tags: [{layout.value}, int")
+        text = text.replace(f"tags: [{other.value}, ", f"tags: [{layout.value}, ")
         text = text.replace(f"{_READERS[other]}", _READERS[layout]) if other is not layout else text
     return re.sub(r" vLLM's Marlin kernel does not take [^;\n]*; slower kernels may\.", "", text)
 

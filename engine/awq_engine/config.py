@@ -71,7 +71,7 @@ class RunConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     seed: int = 0
-    """Of the random scales that folds are probed with; nothing else is left to chance."""
+    """Of all that is drawn: scales that folds are probed with, tokens whose gradients are carried, text of its own."""
     overwrite: bool = False
     """Replace an existing output folder, once the new one is complete."""
     max_memory: int = 0
@@ -95,8 +95,10 @@ class RunConfig:
                 raise UsageError(f"The {name} must be at least 1, not {value}.")
         if self.max_memory < 0:
             raise UsageError("The memory to stay under cannot be negative.")
-        if self.seed < 0 or self.threads < 0:
-            raise UsageError("The seed and the number of threads cannot be negative.")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"The seed must be at least 0 and below 2**63, not {self.seed}.")
+        if self.threads < 0:
+            raise UsageError("The number of threads cannot be negative.")
         if not 0 <= self.target_bpw < float("inf"):
             raise UsageError(f"A target of {self.target_bpw} bits per weight is not possible; choose one above 0.")
         for override in map(parse_override, self.overrides):

@@ -172,8 +172,8 @@ def _copy_side_files(source: Path, target: Path, layout: Format) -> None:
                 shutil.copyfile(file, target / file.name)
     card = target / "README.md"
     if card.exists():
-        text = card.read_text(encoding="utf-8", errors="surrogateescape")
-        card.write_text(converted_card(text, layout), encoding="utf-8", errors="surrogateescape")
+        text = card.read_bytes().decode("utf-8", "surrogateescape")
+        card.write_bytes(converted_card(text, layout).encode("utf-8", "surrogateescape"))
 
 
 def _verify(

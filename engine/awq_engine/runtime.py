@@ -219,4 +219,4 @@ def _context_length(model: PreTrainedModel) -> int | None:
 
 def peak_device_bytes() -> int:
     """Largest CUDA allocation of this process so far."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())), default=0)

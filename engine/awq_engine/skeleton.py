@@ -218,6 +218,8 @@ class Skeleton:
             try:
                 convert_and_load_state_dict_in_model(self.model, slices, load)
             except RuntimeError as error:
+                if as_known_error(error):  # too little memory
+                    raise
                 raise BadInputError(
                     f"The weights in {self.checkpoint.path} do not fit its config.json: {error}"
                 ) from error

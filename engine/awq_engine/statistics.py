@@ -57,11 +57,12 @@ def weigh(rows: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tenso
     """Each of `rows` [n, in] times its token's weight, and the sum of these weights.
 
     A linear behind a router reads only the tokens sent to it, in an order that is the router's own business: rows that
-    are not one per token keep weight 1.
+    are not one per token, or some for each in one order after the other, keep weight 1.
     """
-    if weights is None or weights.numel() != len(rows):
+    if weights is None or not len(rows) or len(rows) % weights.numel():
         return rows, float(len(rows))
-    return rows * weights.to(rows.device).reshape(-1, 1), float(weights.sum())
+    weights = weights.to(rows.device).reshape(-1, 1).repeat(len(rows) // weights.numel(), 1)
+    return rows * weights, float(weights.sum())
 
 
 class Accumulator:
@@ -152,4 +153,5 @@ class Tap:
         finally:
             handle.remove()
         self._calls = max(self._calls, len(caught))
-        return torch.cat(caught) if caught else torch.zeros(0, self._linear.in_features)  # an expert without tokens
+        nothing = torch.zeros(0, self._linear.in_features, device=self._linear.weight.device)
+        return torch.cat([nothing, *caught])

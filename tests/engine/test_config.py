@@ -31,7 +31,7 @@ def configs() -> st.SearchStrategy[RunConfig]:
         method=st.sampled_from(Method),
         samples=st.integers(1),
         seq_len=st.integers(1),
-        seed=st.integers(0),
+        seed=st.integers(0, 2**63 - 1),
         threads=st.integers(0),
     )
 
@@ -52,7 +52,8 @@ def test_run_file_survives_writing_and_reading(config: RunConfig, run_id: str, c
         ({"group_size": 0}, "A group size of 0"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"seq_len": -1}, "sequence length must be at least 1"),
-        ({"seed": -1}, "cannot be negative"),
+        ({"seed": -1}, "at least 0"),
+        ({"seed": 2**63}, "below 2**63"),
         ({"threads": -1}, "cannot be negative"),
     ],
 )

@@ -86,6 +86,11 @@ def test_tap_stops_when_all_is_read(block: Block):
     assert block.second_ran == 1
 
 
+def test_tap_on_what_never_runs_reads_nothing_where_the_linear_is():
+    linear = nn.Linear(8, 4, device="meta")
+    assert Tap(linear).read(lambda: None).device == linear.weight.device
+
+
 def test_statistics_of_stopped_passes_are_those_of_whole_ones(block: Block):
     """Nothing that the linear reads is lost by stopping."""
     batches, tap = torch.randn(4, 3, 8), Tap(block.second)

@@ -8,7 +8,7 @@ from torch import nn
 from awq_engine.capture import BlockCall, BlockInputs
 from awq_engine.drift import collect_drift
 from awq_engine.originals import Originals
-from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_engine.statistics import InputStatistics, collect_statistics, weigh
 
 IN = 6
 WEIGHTS = [torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]]), torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]])]
@@ -69,6 +69,12 @@ def test_weighted_cross_statistics_are_those_of_repeated_tokens() -> None:
         )
     )
     torch.testing.assert_close(found, expected)
+
+
+def test_linear_called_twice_in_a_pass_weighs_its_tokens_both_times() -> None:
+    rows, sum_of_weights = weigh(torch.ones(4, 1), torch.tensor([[0.0, 2.0]]))
+    assert rows.flatten().tolist() == [0, 2, 0, 2]
+    assert sum_of_weights == 4
 
 
 def test_linear_behind_a_router_counts_its_tokens_alike() -> None:
