@@ -53,7 +53,7 @@ def test_run_file_survives_writing_and_reading(config: RunConfig, run_id: str, c
         ({"samples": 0}, "samples must be at least 1"),
         ({"seq_len": -1}, "sequence length must be at least 1"),
         ({"seed": -1}, "at least 0"),
-        ({"seed": 2**63}, "below 2**63"),
+        ({"seed": 2**63}, r"below 2\*\*63"),
         ({"threads": -1}, "cannot be negative"),
     ],
 )
