@@ -33,6 +33,7 @@ OPTION_WORDS = {
     "use --bits ": "choose ",
     "or --format ": "or the format ",
     "use --seq-len ": "lower tokens each to ",
+    "leave out --lm-head": "leave it in floats",
     "every layer: -1.": "every layer: row (-1).",
     ", -1.": ", row (-1).",
 }
@@ -42,6 +43,7 @@ OPTION_WORDS = {
 FIELD_WORDS = {
     "The override '": "override",
     "group size": "group-size",
+    "output head": "lm-head",
     "samples": "samples",
     "sequence length": "seq-len",
     "Sequences of": "seq-len",
@@ -90,6 +92,7 @@ class Draft:
     target_bpw: str = ""
     max_memory: str = ""
     seed: str = str(RunConfig.seed)
+    lm_head: bool = False
 
     @property
     def calibration(self) -> str:
@@ -113,7 +116,7 @@ class Draft:
             samples=_whole("number of samples", self.samples), seq_len=_whole("sequence length", self.seq_len),
             device=self.device, overwrite=self.overwrite, seed=_whole("seed", self.seed),
             overrides=tuple(self.overrides.split()), target_bpw=_bits_per_weight(self.target_bpw),
-            max_memory=parse_size(self.max_memory) if self.max_memory.strip() else 0,
+            max_memory=parse_size(self.max_memory) if self.max_memory.strip() else 0, lm_head=self.lm_head,
         )  # fmt: skip
 
 
@@ -172,6 +175,7 @@ def command(config: RunConfig) -> str:
             words += [flag, str(getattr(config, field))]
     words += ["--target-bpw", f"{config.target_bpw:g}"] if config.target_bpw else []
     words += [word for override in config.overrides for word in ("--override", override)]
+    words += ["--lm-head"] if config.lm_head else []
     words += ["--symmetric"] if config.symmetric else []
     words += ["--answer-only"] if config.answer_only else []
     words += ["--overwrite"] if config.overwrite else []

@@ -56,7 +56,7 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
     if snapshot.status is not RunStatus.RUNNING:
         return str(snapshot.status)
     if state.phase is Phase.QUANTIZING and state.current_block is not None:
-        return f"block {state.current_block + 1}/{state.n_blocks}"
+        return state.unit(state.current_block)
     progress = state.progress
     if isinstance(progress, DownloadProgress):
         return f"downloading {fmt.size(progress.done_bytes)} of {fmt.size(progress.total_bytes)}"
@@ -127,9 +127,8 @@ def _oddities(snapshot: Snapshot) -> Iterator[Note]:
     state = snapshot.state
     for item in state.fallbacks:
         losses = f"{fmt.loss(item.loss_quantized)} against {fmt.loss(item.loss_rounding)}"
-        yield Note(
-            Tone.WARNING, f"! block {item.block} fell back to plain rounding: {one_line(item.reason)} ({losses})"
-        )
+        unit = "the head" if state.n_blocks <= item.block else f"block {item.block}"
+        yield Note(Tone.WARNING, f"! {unit} fell back to plain rounding: {one_line(item.reason)} ({losses})")
     for message in state.warnings:
         yield Note(Tone.WARNING, f"! {one_line(message)}")
     if snapshot.unreadable:

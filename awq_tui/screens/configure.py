@@ -60,6 +60,7 @@ The plan shows what comes out and what it costs; a sentence with ✗ says what h
 Group size: inputs that share one scale; smaller is more exact and larger on disk; "row" is one scale per row.
 Size: bits per weight to meet instead, by choosing the shape of every linear. Overrides: exceptions for single linears,
 spaces between them, such as *.layers.0.*=bits:8,group:64 *.o_proj=skip; the last that fits a linear decides.
+Output head: quantized too where it is no embedding table, which vLLM reads, and transformers in compressed-tensors.
 Answers only: of conversations, only the model's own turns count. Memory: of the host, to stay under, such as 4GB.
 Preset: fast is AWQ as AutoAWQ does it, balanced also mends rounding errors as it goes, best does so by
 what each output means to the prediction."""
@@ -114,6 +115,7 @@ what each output means to the prediction."""
             "If it exists", Choice([("stop", False), ("overwrite", True)], False, id="overwrite"), "overwrite-row"
         )
         yield _row("Size", PlainInput(id="target-bpw", placeholder="bits per weight, such as 4.25", compact=True))
+        yield _row("Output head", Choice([("in floats", False), ("quantized", True)], False, id="lm-head"))
         yield _row("Overrides", PlainInput(id="override", placeholder="PATTERN=bits:8,group:64 or =skip", compact=True))
         yield _row("What counts", Choice([("all text", False), ("answers only", True)], False, id="answer-only"))
         yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
@@ -167,6 +169,7 @@ what each output means to the prediction."""
             target_bpw=self._typed("target-bpw"),
             max_memory=self._typed("max-memory"),
             seed=self._typed("seed"),
+            lm_head=self._chosen("lm-head", bool),
         )
 
     def _typed(self, name: str) -> str:

@@ -240,7 +240,7 @@ def note(summary: RunSummary) -> str:
         parts = [f"{bits:.2f} bits/weight" if isinstance(bits, float) else "", size(after) if after else ""]
         where = str(summary.output or "the output folder is gone")
         return plain(" · ".join(part for part in (*parts, where) if part))
-    blocks = f"{len(state.blocks)} of {state.n_blocks} blocks" if state.n_blocks else ""
+    blocks = f"{state.blocks_done} of {state.n_blocks} blocks" if state.n_blocks else ""
     return plain(" · ".join(part for part in (f"{state.phase}", blocks, summary.run.id) if part))
 
 

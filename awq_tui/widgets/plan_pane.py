@@ -40,9 +40,10 @@ def _forecast(review: Review, machine: Machine | None, width: int) -> list[Conte
         text = "Size, memory and time are known once the model is here; the run downloads it first."
         return [Content.styled(text, "dim"), *output] if review.config else []
     time, source = f"about {duration(forecast.seconds)}", one_line(forecast.speed.source)
+    head = " and the head" if review.config and review.config.lm_head else ""
     fits = len(time) + 2 + len(source) <= room
     return [
-        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks; the rest is kept"),
+        Content(f"{forecast.n_linears} linears in {forecast.n_blocks} blocks{head}; the rest is kept"),
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
         _figure("memory", f"about {size(forecast.peak_host_bytes)}", f", {_host(machine)}"),

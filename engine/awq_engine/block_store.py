@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from awq_engine.block_job import BlockResult
+from awq_engine.config import Format
+from awq_engine.events import BlockFinished
 from awq_engine.formats.registry import CODECS
-from awq_engine.plan import Plan
+from awq_engine.journal import EventSink
+from awq_engine.memory import peak_host_bytes
+from awq_engine.plan import LinearPlan, Plan
 from awq_engine.runs import Run
+from awq_engine.runtime import peak_device_bytes
 from awq_engine.skeleton import Skeleton
 from awq_engine.state import replay
-from awq_engine.writer import file_sha256
+from awq_engine.writer import file_sha256, save_block
+from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
 
 
@@ -46,6 +54,31 @@ def install_block(
         source = skeleton.sources.get(f"{skeleton.block_name(index)}.{name}")
         if source is not None and source.name in tensors:
             parameter.copy_(source.restore(tensors[source.name]))
+
+
+def read_packed(file: Path, linear: LinearPlan, layout: Format) -> IntWeight:
+    """A quantized linear out of the file of its block."""
+    codec, tensors = CODECS[layout], load_file(file)
+    return codec.unpack(codec.of(tensors, linear.key), linear.spec, linear.key)
+
+
+def finish_block(
+    run: Run, index: int, tensors: dict[str, torch.Tensor], losses: tuple[float, float], started: float, emit: EventSink
+) -> None:
+    """Write a block's file, then announce it.
+
+    Args:
+        losses: MSE of its output under plain rounding, and as it is now.
+        started: when work on it began, by `time.perf_counter`.
+    """
+    path = block_file(run, index)
+    digest = save_block(path, tensors)
+    emit(
+        BlockFinished(
+            index, *losses, time.perf_counter() - started, str(path.relative_to(run.path)), digest, peak_host_bytes(),
+            peak_device_bytes(),
+        )
+    )  # fmt: skip
 
 
 def block_file(run: Run, index: int) -> Path:

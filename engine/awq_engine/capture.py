@@ -102,6 +102,11 @@ class BlockInputs:
         handed = carried.tensors() if self.handover is not None else []
         return torch.cat([tensor.float().flatten() for tensor in (output, *handed)])
 
+    def read(self, batch: int) -> torch.Tensor:
+        """The hidden states of one batch, whose weights `token_weights` gives from now on."""
+        self._running = batch
+        return self.hidden[batch]
+
     def outputs(self, block: nn.Module, index: int) -> Iterator[torch.Tensor]:
         """The block's output for each batch, in order."""
         for batch in range(len(self)):
@@ -181,6 +186,34 @@ def loaded_head(
 
         with recorder.installed(skeleton.blocks):
             yield logits
+
+
+@contextlib.contextmanager
+def loaded_tail(
+    skeleton: Skeleton, ids: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """As `loaded_head`, but to what the head, which there must be, reads: float32 [batch * seq, hidden_size]."""
+    caught: list[torch.Tensor] = []
+
+    def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        caught.append(inputs[0].reshape(-1, inputs[0].shape[-1]).float())
+        raise PassStoppedError
+
+    head: nn.Module = skeleton.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
+    with loaded_head(skeleton, ids) as logits:
+
+        def read(ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+            with contextlib.suppress(PassStoppedError):
+                logits(ids, hidden)
+            if not caught:
+                raise BadInputError("This architecture does not call its output head, which cannot be quantized.")
+            return caught.pop()
+
+        handle = head.register_forward_pre_hook(catch)
+        try:
+            yield read
+        finally:
+            handle.remove()
 
 
 @torch.no_grad()

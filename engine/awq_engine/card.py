@@ -25,7 +25,7 @@ tags: [{method_tag}, {bits_tag}, awq-tui]
 | | |
 |---|---|
 | format | {layout}, {symmetry}, group size {group_size}{shapes} |
-| quantized | {quantized} linears in {blocks} decoder blocks, {bits_per_weight:.2f} bits per weight |
+| quantized | {quantized} linears in {blocks} decoder blocks{head}, {bits_per_weight:.2f} bits per weight |
 | not quantized | {rest}{skipped} |
 | size | {before:.1f} MB to {after:.1f} MB |
 | method | {method} |
@@ -54,11 +54,23 @@ _READERS = {
 }
 
 
+_HEAD_READERS = {
+    Format.AWQ: "The weights, the head's among them, load in vLLM, GPTQModel and `awq-tui chat`; transformers and "
+    "AutoAWQ take no quantized head in this format.",
+    Format.COMPRESSED_TENSORS: _READERS[Format.COMPRESSED_TENSORS],
+    Format.GPTQ: "The weights, the head's among them, load in vLLM, when symmetric in GPTQModel, and in "
+    "`awq-tui chat`; transformers takes no quantized head in this format.",
+    Format.GPTQ_V2: _READERS[Format.GPTQ_V2],
+}
+"""Where the output head is quantized too."""
+
+
 def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     """The README.md of the output folder."""
     config = plan.config
     base = one_line(_base_name(config, checkpoint))
     how, rest = _WORDS[config.method]
+    rest = rest.replace("embeddings, head and", "embeddings and") if plan.head else rest
     widths = {linear.spec.bits for linear in plan.linears}
     skipped = f"; also {len(plan.skipped)} linears that the format cannot hold" if plan.skipped else ""
     return _CARD.format(
@@ -67,9 +79,10 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
         width=f"{config.bits} bits" if len(widths) == 1 else f"{plan.event.bits_per_weight:.2f} bits per weight",
         group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
         shapes=_shapes(plan),
-        quantized=len(plan.linears), blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
+        quantized=len(plan.linears), head=" and the output head" if plan.head else "",
+        blocks=plan.event.n_blocks, bits_per_weight=plan.event.bits_per_weight,
         layout=LIMITS[config.format].title, method_tag=config.format.value,
-        readers=" ".join([_READERS[config.format], *plan.event.warnings]),
+        readers=" ".join([(_HEAD_READERS if plan.head else _READERS)[config.format], *plan.event.warnings]),
         report=_REPORT, rest=rest, skipped=skipped,
         before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
         method=_method(config),
@@ -102,7 +115,8 @@ def converted_card(text: str, layout: Format) -> str:
     for other, limits in LIMITS.items():
         text = text.replace(f"| format | {limits.title},", f"| format | {LIMITS[layout].title},")
         text = text.replace(f"tags: [{other.value}, ", f"tags: [{layout.value}, ")
-        text = text.replace(f"{_READERS[other]}", _READERS[layout]) if other is not layout else text
+        for readers in (_READERS, _HEAD_READERS) if other is not layout else ():
+            text = text.replace(readers[other], readers[layout])
     return re.sub(r" vLLM's Marlin kernel does not take [^;\n]*; slower kernels may\.", "", text)
 
 

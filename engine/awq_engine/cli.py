@@ -111,6 +111,10 @@ def _add_quantize(commands: Commands) -> None:
         help="meet this size in bits per weight: every linear gets the bits and groups (or, in the awq format, stays "
         "as it is) that cost the whole model least, as measured on the calibration text",
     )  # fmt: skip
+    parser.add_argument(
+        "--lm-head", action="store_true",
+        help="quantize the output head too, unless it is the embedding table; not every program reads that",
+    )  # fmt: skip
     parser.add_argument("--symmetric", action="store_true", help="all zero points in the middle of the range")
     parser.add_argument(
         "--preset", choices=_values(Preset), default=Preset.BALANCED.value, help="how much work per layer"

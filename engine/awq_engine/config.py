@@ -84,6 +84,9 @@ class RunConfig:
     target_bpw: float = 0.0
     """Bits per weight to meet by choosing the shape of every linear; 0 when bits and group size say it."""
 
+    lm_head: bool = False
+    """Quantize the output head too; a target size does not count it."""
+
     def __post_init__(self) -> None:
         """Raise `UsageError` for a value that can never work, naming the ones that do."""
         _check_choice("bit width", self.bits, SUPPORTED_BITS)

@@ -48,8 +48,18 @@ ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Parts of a block that pick experts and weigh them. Small and decisive, they stay as they are, and so every server
 that knows mixtures expects it; no other linears of decoder blocks are called so."""
 
+HEAD_MATRICES = 8
+"""Square matrices of the head's width that are held for it, besides four bytes a weight while it is packed."""
 SMALL_SHARE = 0.1
 """Of the weights: what may stay in floats because a group size that suits the rest does not divide it."""
+
+HEAD_BLOCK = 1 << 30
+"""Stands for what comes after the last block: the output head."""
+TIED_HEAD = (
+    "The output head of {path} has no weight of its own to pack: it is the embedding table, or no plain linear layer; "
+    "leave out --lm-head."
+)
+_HEAD_NAMES = r"^(?:[^.0-9]+\.)*(?:lm_head|embed_out|output)\.weight$"
 
 _BLOCK_WEIGHT = re.compile(r"(?P<blocks>(?:[^.]+\.)*?[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<name>.+)\.weight")
 
@@ -133,7 +143,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     Args:
         speed: what `measured_speed` returned, kept by the caller; None takes the default rate of this machine.
     """
-    found = block_linears(checkpoint)
+    found = [*block_linears(checkpoint), *head_linears(checkpoint, config)]
     wanted = {linear.key: spec for linear in found if (spec := spec_of(config, linear.key))}
     unheld = _unheld(found, wanted, config)
     specs = {key: spec for key, spec in wanted.items() if key not in unheld}
@@ -141,19 +151,23 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
     odd = misfits([(linear.key, linear.numel, linear.in_features, specs[linear.key]) for linear in linears])
     linears = [linear for linear in linears if linear.key not in odd]
     speed = speed or default_speed()
-    fixed, hidden = _fixed_bytes(linears, config), _hidden_bytes(linears, config)
+    of_head = [linear for linear in linears if linear.block == HEAD_BLOCK]
+    fixed = max(_fixed_bytes([x for x in linears if x not in of_head], config), *map(_head_bytes, of_head), 0)
+    hidden = _hidden_bytes(linears, config)
     spills = 0 < config.max_memory < fixed + hidden
     packed = sum(packed_bytes(config.format, specs[x.key], x.out_features, x.in_features) for x in linears)
     weights = sum(linear.numel for linear in linears)
     left_out = [linear for linear in found if linear.key not in wanted]
     left_bytes = sum(linear.tensor.nbytes for linear in left_out)
     all_weights = weights + sum(linear.numel for linear in left_out)
-    if config.target_bpw:
-        packed = int(config.target_bpw * all_weights / 8) - left_bytes
+    if config.target_bpw:  # of the blocks
+        packed = sum(packed_bytes(config.format, specs[x.key], x.out_features, x.in_features) for x in of_head)
+        in_blocks = all_weights - sum(linear.numel for linear in of_head)
+        packed += int(config.target_bpw * in_blocks / 8) - left_bytes
     untouched = checkpoint.nbytes - sum(linear.tensor.nbytes for linear in linears)
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
     return Estimate(
-        n_blocks=len({linear.block for linear in linears}),
+        n_blocks=len({linear.block for linear in linears} - {HEAD_BLOCK}),
         n_linears=len(linears),
         parameters=checkpoint.parameters,
         quantized_parameters=weights,
@@ -198,6 +212,19 @@ def picks_experts(name: str) -> bool:
     return not ROUTERS.isdisjoint(name.split("."))
 
 
+def head_linears(checkpoint: Checkpoint, config: RunConfig) -> list[BlockLinear]:
+    """The output head, if it is to be quantized and is stored under one of its usual names."""
+    names = [name for name in checkpoint.tensors if re.search(_HEAD_NAMES, name)] if config.lm_head else []
+    tensors = [tensor for name in names if len((tensor := checkpoint.tensors[name]).shape) == 2]
+    return [BlockLinear(HEAD_BLOCK, t.name.removesuffix(".weight"), t.shape[0], t.shape[1], t) for t in tensors[:1]]
+
+
+def _head_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:
+    """Why the head cannot be quantized, as far as config.json tells."""
+    tied = checkpoint.config.get("tie_word_embeddings", _text_config(checkpoint).get("tie_word_embeddings"))
+    return TIED_HEAD.format(path=checkpoint.path) if config.lm_head and tied is True else None
+
+
 def _experts(tensor: TensorInfo, match: re.Match[str], hidden: int) -> Iterator[BlockLinear]:
     """The linears in a fused tensor [experts, ., .]; `hidden` tells its inputs from its outputs."""
     count, first, second = tensor.shape
@@ -216,9 +243,14 @@ def _experts(tensor: TensorInfo, match: re.Match[str], hidden: int) -> Iterator[
             yield BlockLinear(int(match["number"]), name, out_features // len(names), in_features, share)
 
 
-def _hidden_size(checkpoint: Checkpoint) -> int:
+def _text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What describes the language model."""
     text_config = checkpoint.config.get("text_config")
-    hidden = (text_config if isinstance(text_config, dict) else checkpoint.config).get("hidden_size")
+    return text_config if isinstance(text_config, dict) else checkpoint.config
+
+
+def _hidden_size(checkpoint: Checkpoint) -> int:
+    hidden = _text_config(checkpoint).get("hidden_size")
     return hidden if type(hidden) is int else 0
 
 
@@ -236,7 +268,7 @@ def find_problems(
             else "The overrides leave no linear to quantize."
         ]
     widths = [(linear.tensor.name, linear.in_features, specs[linear.key]) for linear in linears]
-    found = [group_problem(widths), _context_problem(checkpoint, config)]
+    found = [group_problem(widths), _context_problem(checkpoint, config), _head_problem(checkpoint, config)]
     return [problem for problem in found if problem]
 
 
@@ -292,8 +324,7 @@ def _unheld_notes(unheld: dict[str, str]) -> tuple[str, ...]:
 
 
 def _context_problem(checkpoint: Checkpoint, config: RunConfig) -> str | None:
-    text_config = checkpoint.config.get("text_config")
-    limit = (text_config if isinstance(text_config, dict) else checkpoint.config).get("max_position_embeddings")
+    limit = _text_config(checkpoint).get("max_position_embeddings")
     if type(limit) is int and 0 < limit < config.seq_len:
         return f"Sequences of {config.seq_len} tokens do not fit the model's context of {limit}; use --seq-len {limit}."
     return None
@@ -335,6 +366,11 @@ def _moment_bytes(block: list[BlockLinear]) -> int:
         else:
             sites[site] = 4 * linear.in_features**2
     return sum(sites.values()) + min(2 * MOMENT_BYTES, sum(experts.values()))
+
+
+def _head_bytes(head: BlockLinear) -> int:
+    """Peak host memory while the output head is quantized: its integers, packed and not, and matrices of its width."""
+    return RUNTIME_BYTES + 4 * head.numel + 4 * HEAD_MATRICES * head.in_features**2
 
 
 def _hidden_bytes(linears: list[BlockLinear], config: RunConfig) -> int:

@@ -2,14 +2,16 @@
 
 A text uses few rows of an embedding: they are read when they are asked for, and a device gets no others; a model that
 uses the table in another way gets it whole.
-A head is used once, for a handful of tokens: it is read and multiplied some rows at a time. Both read exactly the bytes
-they need from the file, widened to float32, so the numbers are those of the loaded model.
+A head is used once, for a handful of tokens: it is read and multiplied some rows at a time, or dequantized so where it
+is quantized. Both read exactly the bytes they need from the file, widened to float32, so the numbers are those of the
+loaded model.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from torch.utils._pytree import tree_map_only
 
 from awq_engine.checkpoint import TensorInfo
 from awq_engine.errors import BadInputError
+from awq_engine.quantize import row_slices
+from awq_kernels.int_weight import IntWeight
+from awq_kernels.reference import dequantize
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHUNK_BYTES = 64 << 20
@@ -46,6 +51,24 @@ def row_chunks(info: TensorInfo) -> Iterator[tuple[int, int]]:
     step = max(1, CHUNK_BYTES * info.shape[0] // max(info.nbytes, 1))
     for start in range(0, info.shape[0], step):
         yield start, min(start + step, info.shape[0])
+
+
+Pieces = Callable[[], Iterator[torch.Tensor]]
+"""Gives the rows of a matrix from the first to the last, some at a time, as floats [rows, width], each time anew."""
+
+
+def stored_pieces(info: TensorInfo) -> Iterator[torch.Tensor]:
+    """The rows of a stored float tensor, as stored."""
+    for rows in row_chunks(info):
+        yield read_rows(info, *rows)
+
+
+def packed_pieces(weight: IntWeight) -> Iterator[torch.Tensor]:
+    """The rows of a quantized weight, as float32."""
+    for rows in row_slices(weight.q):
+        yield dequantize(
+            replace(weight, q=weight.q[rows], scale=weight.scale[rows], zero_point=weight.zero_point[rows])
+        )
 
 
 def refuse_non_finite(info: TensorInfo) -> None:
@@ -112,29 +135,27 @@ class _StreamedProduct(torch.autograd.Function):
     """x W^T with W as it is read; for the gradient it is read again, instead of being kept since."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, info: TensorInfo) -> torch.Tensor:
-        ctx.info = info
-        return torch.cat([F.linear(x, _rows_like(x, info, *rows)) for rows in row_chunks(info)], -1)
+    def forward(ctx: Any, x: torch.Tensor, pieces: Pieces) -> torch.Tensor:
+        ctx.pieces, ctx.width = pieces, x.shape[-1]
+        return torch.cat([F.linear(x, piece.to(x.device, x.dtype)) for piece in pieces()], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,) = gradients
-        total = gradient.new_zeros(*gradient.shape[:-1], ctx.info.shape[1])
-        for start, stop in row_chunks(ctx.info):
-            total += gradient[..., start:stop] @ _rows_like(gradient, ctx.info, start, stop)
+        total = gradient.new_zeros(*gradient.shape[:-1], ctx.width)
+        start = 0
+        for piece in ctx.pieces():
+            total += gradient[..., start : start + len(piece)] @ piece.to(gradient.device, gradient.dtype)
+            start += len(piece)
         return total, None
 
 
-def _rows_like(x: torch.Tensor, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-    return read_rows(info, start, stop).to(x.device, x.dtype)
-
-
 @contextlib.contextmanager
-def streamed_head(head: nn.Linear, info: TensorInfo) -> Iterator[None]:
-    """Inside, the head multiplies by its weight as that is read; its parameter is not used."""
+def streamed_head(head: nn.Linear, pieces: Pieces) -> Iterator[None]:
+    """Inside, the head multiplies by `pieces` as they come; its parameter is not used."""
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        outputs = _StreamedProduct.apply(hidden, info)
+        outputs = _StreamedProduct.apply(hidden, pieces)
         return outputs if head.bias is None else outputs + head.bias
 
     head.forward = forward  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
     resolve the model, read its headers, plan        nothing expensive has happened yet
     capture what enters the first block; for `best`, carry the prediction's gradients to every block
-    for each block: quantize it, or, if an earlier process did, replay it
+    for each block: quantize it, or, if an earlier process did, replay it; then the output head, if it is to be
     write, verify, publish
 
 Every block is written before it is announced, and goes on through the pipeline as read back from its packed form, so a
@@ -23,7 +23,7 @@ from torch import nn
 
 from awq_engine import events as e
 from awq_engine.architecture import value_dim
-from awq_engine.block_store import block_file, finished_blocks, install_block, stored_tensors
+from awq_engine.block_store import block_file, finish_block, finished_blocks, install_block, stored_tensors
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs
 from awq_engine.checkpoint import read_checkpoint
@@ -32,24 +32,23 @@ from awq_engine.errors import BadInputError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
 from awq_engine.journal import EventSink, throttled
-from awq_engine.memory import peak_host_bytes
 from awq_engine.models import resolve_model
 from awq_engine.outer import TORCH_DTYPES, refuse_non_finite
 from awq_engine.output import check_run
 from awq_engine.plan import Plan, make_plan
 from awq_engine.publishing import already_published, remove_leftovers, write_output
 from awq_engine.quantize_block import BlockJob, quantize_block
+from awq_engine.quantize_head import quantize_head
 from awq_engine.recipe import recipe_of
 from awq_engine.report import read_report
 from awq_engine.run_calibration import run_calibration
 from awq_engine.runs import Run
-from awq_engine.runtime import peak_device_bytes, pick_device
+from awq_engine.runtime import pick_device
 from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.size_target import meet_target
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.spill import NewBatches
 from awq_engine.streams import BatchSize, Streams, hidden_store
-from awq_engine.writer import save_block
 
 PROBE_TOKENS = 64
 """Length of the sequence on which folds are probed and the output is verified."""
@@ -90,7 +89,7 @@ def _announce(plan: Plan, emit: EventSink) -> None:
 def quantize_blocks(
     run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink, weights: torch.Tensor | None = None
 ) -> BlockInputs:
-    """Quantize every block that is not done yet; return the probe as it leaves the last block.
+    """Quantize every block, and the head, that is not done yet; return the probe as it leaves the last block.
 
     `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
     """
@@ -131,6 +130,9 @@ def _quantize_in_batches(
             else:
                 job = _block_job(run, plan, skeleton, streams, sensitivity, block, index, emit)
                 _quantize_one(run, plan, skeleton, streams, job)
+    if plan.head is not None and plan.head.block not in finished:
+        run.raise_if_cancelled()
+        quantize_head(run, plan, skeleton, streams, ids, emit)
     return streams.probe
 
 
@@ -155,14 +157,7 @@ def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: Streams, jo
     install_block(block, tensors, plan, skeleton, index)
     streams.advance(block, index, result.outputs)
     _warn_of_overflow(plan.config, streams.inputs.hidden[0], index, emit)
-    path = block_file(run, index)
-    digest = save_block(path, tensors)
-    emit(
-        e.BlockFinished(
-            index, result.loss_rounding, result.loss_final, time.perf_counter() - started,
-            str(path.relative_to(run.path)), digest, peak_host_bytes(), peak_device_bytes(),
-        )
-    )  # fmt: skip
+    finish_block(run, index, tensors, (result.loss_rounding, result.loss_final), started, emit)
 
 
 def _warn_of_overflow(config: RunConfig, hidden: torch.Tensor, index: int, emit: EventSink) -> None:

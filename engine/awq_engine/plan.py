@@ -17,7 +17,7 @@ from awq_engine.architecture import head_dim, outside_parts
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, read_checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.estimate import Estimate, estimate, group_problem, misfits, picks_experts
+from awq_engine.estimate import TIED_HEAD, Estimate, estimate, group_problem, misfits, picks_experts
 from awq_engine.events import PlanReady
 from awq_engine.formats.limits import Format, misfit, packed_bytes
 from awq_engine.fused import disagreement
@@ -81,6 +81,16 @@ class Plan:
     def block_linears(self, block: int) -> list[LinearPlan]:
         return self._by_block.get(block, [])
 
+    @property
+    def head(self) -> LinearPlan | None:
+        """The output head where it is quantized: the only linear of what comes after the last block."""
+        return next(iter(self.block_linears(self.event.n_blocks)), None)
+
+    @property
+    def n_units(self) -> int:
+        """Blocks, and the head where it is quantized."""
+        return self.event.n_blocks + (self.head is not None)
+
     def written_linears(self, block: int, tensors: Iterable[str]) -> list[LinearPlan]:
         """Those of a block's linears that were quantized, given the names of its stored tensors."""
         packed = {owner for owner, _, leaf in (t.rpartition(".") for t in tensors) if leaf not in ("weight", "bias")}
@@ -93,7 +103,9 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     refuse_quantized(checkpoint)
     refuse_mismatch(skeleton)
     linears, skipped, left_out = _choose_linears(config, skeleton)
+    linears += _choose_head(config, skeleton, skipped) if config.lm_head else []
     linears, skipped = _leave_misfits(linears, skipped)
+    _refuse_override_of_head(config, skeleton)
     if problem := pattern_problem(config.overrides, [x.key for x in linears] + [key for key, _ in skipped]):
         raise BadInputError(problem)
     if problem := group_problem([(f"{x.key}.weight", x.in_features, x.spec) for x in linears]):
@@ -106,8 +118,11 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
     replaced = sum(x.stored_bytes for x in linears)
     weights = sum(x.out_features * x.in_features for x in linears)
     packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in linears)
-    if config.target_bpw:
-        packed = int(config.target_bpw * (weights + left_out.weights) / 8) - left_out.n_bytes
+    if config.target_bpw:  # of the blocks
+        of_head = [x for x in linears if x.block == len(skeleton.blocks)]
+        packed = sum(packed_bytes(config.format, x.spec, x.out_features, x.in_features) for x in of_head)
+        in_blocks = weights - sum(x.out_features * x.in_features for x in of_head)
+        packed += int(config.target_bpw * (in_blocks + left_out.weights) / 8) - left_out.n_bytes
     shapes = {x.key: Shape(x.out_features, x.in_features, x.spec) for x in linears}
     refused = marlin_refusals(config.format, shapes, head_dim(skeleton.blocks[0], skeleton.model.config))
     event = PlanReady(
@@ -202,6 +217,38 @@ def _choose_linears(config: RunConfig, skeleton: Skeleton) -> tuple[list[LinearP
                     LinearPlan(index, name, path, linear, module.out_features, module.in_features, spec, size)
                 )
     return linears, skipped + list(_outside(skeleton)), left_out
+
+
+def _choose_head(config: RunConfig, skeleton: Skeleton, skipped: list[tuple[str, str]]) -> list[LinearPlan]:
+    """The output head as one more linear, or, where an override leaves it out, none and a line in `skipped`.
+
+    Raises `BadInputError` where it has no weight of its own, or the format cannot hold it.
+    """
+    found = skeleton.stored_head()
+    if found is None:
+        raise BadInputError(TIED_HEAD.format(path=skeleton.checkpoint.path))
+    path, info = found
+    key = info.name.removesuffix(".weight")
+    out_features, in_features = info.shape
+    if not (spec := spec_of(config, key, info.dtype)):
+        skipped.append((key, f"left out by the override {deciding_override(config.overrides, key)}"))
+        return []
+    if reason := misfit(config.format, spec.bits, out_features, in_features):
+        raise BadInputError(f"The output head {key} cannot be quantized: {reason}; leave out --lm-head.")
+    return [LinearPlan(len(skeleton.blocks), path, path, key, out_features, in_features, spec, info.nbytes)]
+
+
+def _refuse_override_of_head(config: RunConfig, skeleton: Skeleton) -> None:
+    """Raise `BadInputError` where an override means the head alone, which stays in floats."""
+    head = skeleton.path_of(skeleton.model.get_output_embeddings())
+    if config.lm_head or not head:
+        return
+    key = skeleton.written_name(f"{head}.weight").removesuffix(".weight")
+    named = [text for text in config.overrides if text.rpartition("=")[0].strip() == key and not text.endswith("skip")]
+    if named:
+        raise BadInputError(
+            f"The override '{named[0]}' names the output head, which stays in floats; quantize it with --lm-head."
+        )
 
 
 def _leave_misfits(

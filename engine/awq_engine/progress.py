@@ -68,7 +68,8 @@ class ProgressLines:
             case e.BlockFinished() as event:
                 return [self._block(event, record.time)]
             case e.BlockFellBack() as event:
-                return [f"block {event.block + 1} keeps plain rounding: {event.reason}"]
+                unit = self.state.unit(event.block).partition("/")[0]
+                return [f"{unit} keeps plain rounding: {event.reason}"]
             case e.Warned() as event:
                 return [f"warning: {event.message}"]
             case e.Verified() as event:
@@ -90,7 +91,7 @@ class ProgressLines:
         left = self.state.eta(now)
         eta = f"  {duration(left)} left" if left is not None and len(self.state.blocks) < total else ""
         return (
-            f"block {event.block + 1}/{total}  loss {loss(event.loss_rounding)} -> {loss(event.loss_final)} ({ratio})  "
+            f"{self.state.unit(event.block)}  loss {loss(event.loss_rounding)} -> {loss(event.loss_final)} ({ratio})  "
             f"{event.seconds:.1f} s{eta}"
         )
 
@@ -103,9 +104,10 @@ def _started(event: e.RunStarted) -> str:
 
 def _plan(event: e.PlanReady) -> str:
     skipped = f", {len(event.skipped)} kept as they are" if event.skipped else ""
+    head = " and the head" if any(linear["block"] == event.n_blocks for linear in event.linears) else ""
     return (
         f"{event.model_type} with {count(event.parameters)} parameters: {len(event.linears)} linears in "
-        f"{event.n_blocks} blocks{skipped}; {size(event.bytes_before)} -> {size(event.bytes_after)}, "
+        f"{event.n_blocks} blocks{head}{skipped}; {size(event.bytes_before)} -> {size(event.bytes_after)}, "
         f"{event.bits_per_weight:.2f} bits per weight"
     )
 

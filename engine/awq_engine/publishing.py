@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from awq_engine import events as e
-from awq_engine.block_store import block_file
+from awq_engine.block_store import block_file, read_packed
 from awq_engine.capture import BlockInputs, finish_forward
 from awq_engine.card import model_card
 from awq_engine.checkpoint import read_header
@@ -39,7 +39,7 @@ def write_output(
     run.raise_if_cancelled()
     plan = _as_done(run, plan)
     output = Path(plan.config.output)
-    blocks = [block_file(run, index) for index in range(len(skeleton.blocks))]
+    blocks = [block_file(run, index) for index in range(plan.n_units)]
     parts = skeleton.split_keys(linear.path for linear in plan.linears)
     tensors = output_tensors(skeleton.checkpoint, blocks, {linear.key for linear in plan.linears}, parts)
     with staging_folder(run.staging(output)) as staging:
@@ -49,6 +49,8 @@ def write_output(
         card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
         write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
         emit(e.PhaseProgress("verifying", 0, 1))
+        if head := plan.head:
+            skeleton.read_head = lambda: read_packed(block_file(run, head.block), head, plan.config.format)
         expected = finish_forward(skeleton, probe_ids, probe.hidden[0])
         emit(verify_output(staging, probe_ids, expected, skeleton.device))
         run.raise_if_cancelled()
@@ -68,7 +70,7 @@ def _as_done(run: Run, plan: Plan) -> Plan:
     """The plan without the linears that had to stay in floats."""
     done = [
         linear
-        for index in range(plan.event.n_blocks)
+        for index in range(plan.n_units)
         for linear in plan.written_linears(index, read_header(block_file(run, index)))
     ]
     return dataclasses.replace(plan, linears=tuple(done))
@@ -91,8 +93,8 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
         "bits_per_weight": plan.event.bits_per_weight, "seconds": round(state.elapsed(time.time()), 2),
         "peak_host_bytes": max([peak_host_bytes(), *(b.peak_host_bytes for b in state.blocks.values())]),
         "peak_device_bytes": max([peak_device_bytes(), *(b.peak_device_bytes for b in state.blocks.values())]),
-        "blocks": len(state.blocks), "linears": len(plan.linears), "folds": len(state.folds),
-        "fallbacks": len(state.fallbacks), "warnings": len(state.warnings),
+        "blocks": plan.event.n_blocks, "lm_head": plan.head is not None, "linears": len(plan.linears),
+        "folds": len(state.folds), "fallbacks": len(state.fallbacks), "warnings": len(state.warnings),
     }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """`--target-bpw`: from a size to a shape for every linear, by what rounding it costs the whole model.
 
-The size is that of all linears the format can hold, in bits per weight, steps and zero points included; a linear may
-also stay as it is. What a person overrides is not up for choice, and the choice is written as further overrides, so
-everything after it knows only those. They are kept in the run's directory: a resumed run goes on with the same.
+The size is that of all linears of the blocks which the format can hold, in bits per weight, steps and zero points
+included; a linear may also stay as it is. What a person overrides is not up for choice, and the choice is written as
+further overrides, so everything after it knows only those. They are kept in the run's directory: a resumed run goes on
+with the same. The output head, where it is quantized too, has the run's own bits and groups and is not counted.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def choose_overrides(
 ) -> list[str]:  # fmt: skip
     """Overrides for what is not to be as the config says; deterministic. Gradients wait in `folder`."""
     plan = make_plan(replace(config, target_bpw=0.0), skeleton)
-    linears, left = plan.linears, plan.left_out
+    linears, left = tuple(linear for linear in plan.linears if linear != plan.head), plan.left_out
     losses = _measure(config, skeleton, ids, linears, folder, progress)
     by_key = {linear.key: linear for linear in linears}
     ruled = {

@@ -27,8 +27,9 @@ from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.errors import BadInputError, as_known_error, first_line
 from awq_engine.linearize import linearize
-from awq_engine.outer import TableOnDemand, has_rows, streamed_head
+from awq_engine.outer import TableOnDemand, has_rows, packed_pieces, stored_pieces, streamed_head
 from awq_engine.sources import Source, find_sources
+from awq_kernels.int_weight import IntWeight
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Skeleton:
     device: torch.device
     unpack: Callable[[str], torch.Tensor | None] = lambda key: None
     """Checkpoint key -> its weight in floats where the checkpoint holds integers instead; None where it does not."""
+    read_head: Callable[[], IntWeight] | None = None
+    """The output head's integers, where they stand in for its weight."""
     output_tail: tuple[Any, ...] | None = ()
     """What block 0 returns after the hidden states, None when it returns the bare tensor; empty until it was seen."""
 
@@ -164,7 +167,8 @@ class Skeleton:
         streamed = self._stored_matrices(self._vocabularies()) if streams_head or not head else {}
         if streams_head:
             streamed |= self._stored_matrices([output])
-        keys = {self.sources[name].key for name in streamed}
+        packed = set() if self.read_head is None else {f"{self.path_of(output)}.weight"}
+        keys = {self.sources[name].key for name in {*streamed, *packed}}
         try:
             self.fill([key for key in self.outer_keys() if key not in keys])
             with contextlib.ExitStack() as stack:
@@ -172,15 +176,29 @@ class Skeleton:
                     if isinstance(module, nn.Embedding):
                         module._parameters["weight"] = TableOnDemand.of(info, self.device)  # type: ignore[assignment]
                 self.model.tie_weights()
-                self._refuse_missing_outer(set(outer) - set(streamed))
+                self._refuse_missing_outer(set(outer) - set(streamed) - packed)
                 self._stand_in_for_towers()
                 weights = {id(module.weight): info for module, info in streamed.values()}
-                if isinstance(output, nn.Linear) and (info := weights.get(id(output.weight))):
-                    stack.enter_context(streamed_head(output, info))
+                if isinstance(output, nn.Linear) and (read := self.read_head):
+                    stack.enter_context(streamed_head(output, lambda: packed_pieces(read())))
+                elif isinstance(output, nn.Linear) and (info := weights.get(id(output.weight))):
+                    stack.enter_context(streamed_head(output, lambda: stored_pieces(info)))
                 yield self.model
         finally:
             for name in outer:
                 _empty_parameter(*self._place(name))
+
+    def stored_head(self) -> tuple[str, TensorInfo] | None:
+        """Path and stored weight of the output head; None unless it is a plain linear with a weight of its own."""
+        head = self.model.get_output_embeddings()
+        ties: dict[str, str] = getattr(self.model, "all_tied_weights_keys", None) or {}
+        found = self._stored_matrices([head]) if type(head) is nn.Linear else {}
+        own = {name: info for name, (_, info) in found.items() if name not in {*ties, *ties.values()}}
+        return next(((name.removesuffix(".weight"), info) for name, info in own.items()), None)
+
+    def path_of(self, module: nn.Module | None) -> str:
+        """Where in the model `module` is; "" for the model itself and for what is none of its parts."""
+        return next((path for path, part in self.model.named_modules() if part is module), "")
 
     def _vocabularies(self) -> list[nn.Module]:
         """Embeddings that look up what they are called with; classes of their own may shift it first (positions)."""

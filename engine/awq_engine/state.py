@@ -140,6 +140,14 @@ class RunState:
     def n_blocks(self) -> int:
         return self.plan.n_blocks if self.plan else 0
 
+    def unit(self, index: int) -> str:
+        """`block 3/12`, or `head` for what comes after the last block."""
+        return "head" if self.n_blocks and index >= self.n_blocks else f"block {index + 1}/{self.n_blocks}"
+
+    @property
+    def blocks_done(self) -> int:
+        return min(len(self.blocks), self.n_blocks)  # the head is none
+
     def fraction(self) -> float:
         """Share of the work done, 0 to 1, counted in linears; writing and verifying are the last 2 %."""
         if self.phase is Phase.DONE:

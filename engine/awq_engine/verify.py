@@ -17,7 +17,7 @@ from awq_engine.events import Verified
 from awq_engine.formats.stated import read_quantization
 from awq_engine.placement import as_floats
 from awq_engine.skeleton import Skeleton, build_skeleton
-from awq_engine.unpacked import read_dequantized
+from awq_engine.unpacked import read_dequantized, read_weight
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, relative to the largest logit; equal arithmetic gives 0."""
@@ -63,4 +63,7 @@ def quantized_skeleton(checkpoint: Checkpoint, device: torch.device) -> Skeleton
         return read_dequantized(checkpoint, quantization, linear)
 
     skeleton.unpack = unpack
+    head = skeleton.path_of(skeleton.model.get_output_embeddings())
+    if (source := skeleton.sources.get(f"{head}.weight")) and (name := source.key.removesuffix(".weight")) in packed:
+        skeleton.read_head = lambda: read_weight(checkpoint, quantization, name)
     return skeleton

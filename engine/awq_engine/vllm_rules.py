@@ -42,6 +42,8 @@ CUT_ALONG_INPUTS = (
 )  # fmt: skip
 """Last parts of the names of `RowParallelLinear`s."""
 KEY_VALUE = ("k_proj", "v_proj")
+HEAD = "lm_head"
+"""Has its outputs padded to whole tiles before they are shared (`ParallelLMHead`)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def _part_fits(shapes: Mapping[str, Shape], devices: int, head_dim: int) -> bool
 
 def _outputs_of_a_part(name: str, outputs: int, devices: int, head_dim: int) -> int | None:
     """An Nth, but of keys and values a head at the least; None where devices cannot share them evenly."""
+    if name.rpartition(".")[2] == HEAD:
+        outputs = -(-outputs // MIN_OUTPUTS) * MIN_OUTPUTS
     heads = outputs // head_dim
     if name.rpartition(".")[2] in KEY_VALUE and head_dim > 1 and heads < devices:
         return head_dim if devices % max(heads, 1) == 0 else None

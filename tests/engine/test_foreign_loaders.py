@@ -82,6 +82,12 @@ def test_transformers_reads_asymmetric_gptq(tmp_path: Path):
     check_agreement(folder, "gptqmodel", "transformers", tmp_path, "int4 kernel")
 
 
+@pytest.mark.parametrize("options", [{}, {"format": Format.GPTQ_V2}], ids=str)
+def test_gptqmodel_reads_a_quantized_head(options: dict[str, Any], tmp_path: Path):
+    folder = quantize(tmp_path, torch.float16, lm_head=True, **options)
+    check_agreement(folder, "gptqmodel", "gptqmodel", tmp_path, "exact", linears=15)
+
+
 def test_gptqmodel_reads_linears_that_differ(tmp_path: Path):
     """By its `dynamic` rules; transformers' loader for GPTQ does not look at them."""
     overrides = ("*.layers.1.self_attn.*=bits:8", "*.layers.0.mlp.*=skip")

@@ -34,13 +34,15 @@ def quantized(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def quantize(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    """A tiny model in `dtype` quantized by a whole run; returns the output folder."""
+    """A tiny model in `dtype`, with a head of its own if that is wanted, quantized by a whole run; its folder."""
+    tied = not options.get("lm_head", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWQ_TUI_HOME", str(folder / "home"))
         text = folder / "text.txt"
         text.write_text("A bird looked at the river and thought of bread. " * 100)
+        model = write_tiny_model(folder / "model", dtype=dtype, tie_word_embeddings=tied)
         config = RunConfig(
-            model=str(write_tiny_model(folder / "model", dtype=dtype)), output=str(folder / "out"),
+            model=str(model), output=str(folder / "out"),
             calibration=str(text), samples=4, seq_len=64, preset=Preset.BALANCED, device="cpu",
             **{"group_size": 32, **options},
         )  # fmt: skip

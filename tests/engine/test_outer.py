@@ -14,7 +14,7 @@ from torch import nn
 from awq_engine import outer
 from awq_engine.checkpoint import TensorInfo, read_header
 from awq_engine.errors import BadInputError
-from awq_engine.outer import TableOnDemand, read_rows, refuse_non_finite, streamed_head
+from awq_engine.outer import TableOnDemand, read_rows, refuse_non_finite, stored_pieces, streamed_head
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_streamed_head_is_the_head(
     head = nn.Linear(6, 50, bias=bias)
     x = torch.randn(2, 3, 6, requires_grad=True)
     wanted = torch.randn(2, 3, 50)
-    with streamed_head(head, info):
+    with streamed_head(head, lambda: stored_pieces(info)):
         found = head(x)
         (gradient,) = torch.autograd.grad(found, x, wanted)
 

@@ -35,6 +35,11 @@ def test_fraction_only_grows_and_ends_at_one() -> None:
     assert 0.98 in fractions
 
 
+def test_what_comes_after_the_last_block_is_the_head() -> None:
+    state = replay(records(whole_run()))
+    assert [state.unit(0), state.unit(state.n_blocks)] == [f"block 1/{state.n_blocks}", "head"]
+
+
 def test_layers_know_their_scale_and_their_losses() -> None:
     state = replay(records(whole_run()))
     first, second = state.layers[0, LINEARS[0]], state.layers[0, LINEARS[1]]

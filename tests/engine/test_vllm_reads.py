@@ -63,13 +63,14 @@ def skeleton(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return build_skeleton(read_checkpoint(write_model(request.param, tmp_path_factory.mktemp(request.param))))
 
 
-def planned(skeleton: Skeleton, layout: Format, overrides: tuple[str, ...]) -> Plan:
+def planned(skeleton: Skeleton, layout: Format, overrides: tuple[str, ...], *, lm_head: bool = False) -> Plan:
     """The plan with those overrides that fit any of the model's linears."""
     path = str(skeleton.checkpoint.path)
-    plain = make_plan(RunConfig(path, "/out", group_size=32, format=layout), skeleton)
+    plain = make_plan(RunConfig(path, "/out", group_size=32, format=layout, lm_head=lm_head), skeleton)
     keys = [linear.key for linear in plain.linears]
     fitting = [text for text in overrides if any(parse_override(text).fits(key) for key in keys)]
-    return make_plan(RunConfig(path, "/out", group_size=32, format=layout, overrides=tuple(fitting)), skeleton)
+    asked = RunConfig(path, "/out", group_size=32, format=layout, overrides=tuple(fitting), lm_head=lm_head)
+    return make_plan(asked, skeleton)
 
 
 def all_linears(skeleton: Skeleton) -> list[str]:
@@ -85,7 +86,32 @@ def all_linears(skeleton: Skeleton) -> list[str]:
     ids=str,
 )
 def test_vllm_finds_what_was_done(skeleton: Skeleton, layout: Format, overrides: tuple[str, ...]):
-    plan = planned(skeleton, layout, overrides)
+    check_reading(skeleton, layout, planned(skeleton, layout, overrides))
+
+
+@pytest.mark.parametrize(
+    ("layout", "overrides"),
+    [
+        (Format.AWQ, ()),
+        (Format.AWQ, ("*.layers.1.*=skip",)),
+        (Format.GPTQ_V2, ()),
+        (Format.GPTQ_V2, ("*lm_head=bits:8",)),
+        (Format.COMPRESSED_TENSORS, ()),
+        (Format.COMPRESSED_TENSORS, ("*lm_head=bits:8",)),
+        (Format.COMPRESSED_TENSORS, ("*.layers.*=bits:8",)),
+    ],
+    ids=str,
+)
+def test_vllm_finds_a_quantized_head(skeleton: Skeleton, layout: Format, overrides: tuple[str, ...]):
+    if skeleton.stored_head() is None:
+        pytest.skip("its head is the embedding table")
+    plan = planned(skeleton, layout, overrides, lm_head=True)
+    assert plan.head is not None
+    check_reading(skeleton, layout, plan)
+
+
+def check_reading(skeleton: Skeleton, layout: Format, plan: Plan) -> None:
+    """vLLM's rules give every linear what the plan says."""
     config = quantization_config(plan, skeleton)
     specs = {linear.key: (linear.spec.bits, linear.spec.group_size) for linear in plan.linears}
     rename = renamer(skeleton.checkpoint.model_type)

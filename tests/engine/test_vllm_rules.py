@@ -33,6 +33,13 @@ def test_inputs_that_devices_share_must_keep_whole_groups() -> None:
     assert refused(gate_proj=(29568, 8192)) == {"gate_proj": (4, 8)}
 
 
+def test_a_head_is_padded_to_whole_tiles_before_it_is_shared() -> None:
+    """Llama-2's 32000 outputs are 4000 on each of eight devices; one more makes 32064, which two cannot share."""
+    spec = QuantSpec(4, 128, symmetric=False)
+    assert marlin_refusals(Format.AWQ, {"lm_head": Shape(32000, 4096, spec)}) == {"lm_head": (8,)}
+    assert marlin_refusals(Format.AWQ, {"lm_head": Shape(32008, 4096, spec)}) == {"lm_head": (2, 4, 8)}
+
+
 def test_outputs_count_together_where_vllm_joins_them() -> None:
     """32 outputs alone fill no tile of 64; with q and v beside them they do."""
     assert refused(k_proj=(32, 256)) == {"k_proj": ALWAYS}

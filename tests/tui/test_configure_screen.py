@@ -118,12 +118,12 @@ async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None
         focus(pilot, "#bits")
         await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "bits")
         visited = []
-        for _ in range(16):
+        for _ in range(17):
             assert pilot.app.focused is not None
             visited.append(pilot.app.focused.id)
             await pilot.press("down")
         usual = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
-        rest = ["target-bpw", "override", "answer-only", "device", "max-memory", "seed"]
+        rest = ["target-bpw", "lm-head", "override", "answer-only", "device", "max-memory", "seed"]
         assert visited == [*usual, "samples", "seq-len", "output", *rest]
         await pilot.press("up", "up")
         assert pilot.app.focused is not None
@@ -265,10 +265,11 @@ def test_the_form_can_ask_for_all_that_the_command_line_can() -> None:
     """Every option of `quantize` but those that are about the command itself has a value in a draft's config."""
     asked = draft(
         text_source=TextSource.SELF, answer_only=True, overrides=" *.0.*=bits:8  *.o_proj=skip ", target_bpw=" 5.5 ",
-        max_memory="4GB", seed="3", layout=Format.GPTQ_V2, device="cpu", overwrite=True, symmetric=True,
+        max_memory="4GB", seed="3", layout=Format.GPTQ_V2, device="cpu", overwrite=True, symmetric=True, lm_head=True,
     )  # fmt: skip
     config = asked.config()
     assert (config.calibration, config.answer_only, config.target_bpw) == ("self", True, 5.5)
+    assert config.lm_head
     assert (config.overrides, config.max_memory, config.seed) == (("*.0.*=bits:8", "*.o_proj=skip"), 4 * 10**9, 3)
     assert review(replace(asked, output="other"), None, None, None).problems == {}
 
@@ -286,6 +287,7 @@ def test_rounding_needs_no_text() -> None:
         RunConfig(
             "/m", "/out", calibration="self", answer_only=True, seed=7, max_memory=4_000_000_000, target_bpw=4.25
         ),
+        RunConfig("/m", "/out", lm_head=True),
         RunConfig("/m", "/out", bits=3, format=Format.GPTQ_V2, overrides=("*.0.*=skip", "*.o_proj=bits:8,group:64")),
     ],
 )

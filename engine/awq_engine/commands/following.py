@@ -66,7 +66,7 @@ def _ended(run: Run, state: RunState, engine: Popen[bytes] | None = None) -> Run
     if state.phase is Phase.FAILED and state.error is not None:
         raise EngineFailedError(one_line(state.error.message), state.error.exit_code)
     if state.phase is Phase.CANCELLED:
-        done = f"{len(state.blocks)} of {state.n_blocks} blocks done" if state.n_blocks else "nothing done yet"
+        done = f"{state.blocks_done} of {state.n_blocks} blocks done" if state.n_blocks else "nothing done yet"
         raise InterruptedRunError(f"Run {run.id} was cancelled with {done}; {_go_on(run)}.")
     if engine is not None and engine.returncode == ExitCode.NO_RESOURCES:  # not even its last event could be written
         raise ResourceError(f"The disk with {run.path} is full; free some space, then {_go_on(run)}.")

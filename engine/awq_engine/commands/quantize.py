@@ -65,7 +65,8 @@ def config_of(args: argparse.Namespace) -> RunConfig:
         preset=Preset(args.preset), method=method, format=layout, samples=args.samples,
         calibration=absolute_mix(args.calibration), answer_only=args.answer_only, seq_len=args.seq_len,
         device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override),
-        max_memory=parse_size(args.max_memory) if args.max_memory else 0, target_bpw=args.target_bpw, **shape,
+        max_memory=parse_size(args.max_memory) if args.max_memory else 0, target_bpw=args.target_bpw,
+        lm_head=args.lm_head, **shape,
     )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def describe_plan(plan: dict[str, Any], time_source: str) -> str:
         reasons[reason] = reasons.get(reason, 0) + 1
     lines = [
         f"model      {plan['model']}  ({plan['model_type']}, {plan['parameters']} parameters)",
-        f"quantize   {len(plan['linears'])} linears in {plan['n_blocks']} blocks: {_specs(plan['linears'])}",
+        f"quantize   {len(plan['linears'])} linears in {_units(plan)}: {_specs(plan['linears'])}",
         *(f"keep       {number} linears: {reason}" for reason, number in reasons.items()),
         f"size       {size(plan['bytes_before'])} -> {size(plan['bytes_after'])}, "
         f"{plan['bits_per_weight']:.2f} bits per weight",
@@ -115,6 +116,12 @@ def describe_plan(plan: dict[str, Any], time_source: str) -> str:
         *(f"warning    {warning}" for warning in plan["warnings"]),
     ]
     return "\n".join(map(one_line, lines))
+
+
+def _units(plan: dict[str, Any]) -> str:
+    """`32 blocks`, or with the head, which comes after the last block."""
+    head = any(linear["block"] == plan["n_blocks"] for linear in plan["linears"])
+    return f"{plan['n_blocks']} blocks{' and the head' if head else ''}"
 
 
 def _specs(linears: list[dict[str, Any]]) -> str:

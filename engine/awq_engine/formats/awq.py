@@ -22,6 +22,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import refuse_order
 from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, stored_scale, take
+from awq_engine.formats.patterns import outside_blocks
 from awq_engine.formats.words import pack_words, unpack_words
 from awq_engine.fused import EXPERTS, by_site, site
 from awq_engine.spec import QuantSpec
@@ -96,9 +97,10 @@ def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
     `zero_point` is true for symmetric weights too: readers then take their fast kernels, and find every zero at 8.
     """
     spec = next(iter(specs.values()))
+    head = {"lm_head": True} if outside_blocks(specs) else {}  # vLLM looks for it before it reads the names
     return {
         "quant_method": "awq", "bits": spec.bits, "group_size": spec.group_size, "zero_point": True,
-        "version": "gemm", "modules_to_not_convert": _kept_names(specs, kept) or None,
+        "version": "gemm", "modules_to_not_convert": _kept_names(specs, kept) or None, **head,
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import input_order, refuse_order
 from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, take
-from awq_engine.formats.patterns import name_patterns, part_pattern
+from awq_engine.formats.patterns import name_patterns, outside_blocks, part_pattern
 from awq_engine.formats.words import WORD_BITS, n_words, pack_words, unpack_words
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
@@ -112,7 +112,8 @@ def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
     """One config group per spec: the commonest takes all linears that are not ignored, the others name theirs.
 
     vLLM asks for the name of a joined linear first, then for its class, and for the names of its parts last: so the
-    names of the others' joined linears have to be there, or the class would put them into the first group.
+    names of the others' joined linears have to be there, or the class would put them into the first group. Its head is
+    of another class, so that an expression has to name it in the first group too.
     """
     by_spec: dict[QuantSpec, list[str]] = {}
     for name, spec in specs.items():
@@ -123,14 +124,21 @@ def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:
         "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
         "global_compression_ratio": None, "kv_cache_scheme": None,
         "config_groups": {
-            f"group_{number}": _scheme(spec, ["Linear"] if number == 0 else _targets(names, linears))
+            f"group_{number}": _scheme(spec, _targets(names, linears, common=number == 0))
             for number, (spec, names) in enumerate(groups)
         },
-        "ignore": [*(f"re:{part_pattern(part)}" for part in kept.parts), *_targets(kept.linears, linears)],
+        "ignore": [*(f"re:{part_pattern(part)}" for part in kept.parts), *_ignored(kept.linears, linears)],
     }  # fmt: skip
 
 
-def _targets(names: Collection[str], linears: Collection[str]) -> list[str]:
+def _targets(names: Collection[str], linears: Collection[str], *, common: bool) -> list[str]:
+    """The linears of a group by expressions; of the `common` one by their class, and the head by its name."""
+    if common:
+        return ["Linear", *(f"re:{pattern}" for pattern in name_patterns(outside_blocks(names), linears))]
+    return [f"re:{pattern}" for pattern in name_patterns(names, linears)]
+
+
+def _ignored(names: Collection[str], linears: Collection[str]) -> list[str]:
     """Linears by name: those that stand alone in full, those of blocks by expressions."""
     alone = [name for name in names if "." not in name]
     return [*(f"re:{pattern}" for pattern in name_patterns({*names} - {*alone}, linears)), *alone]

@@ -25,7 +25,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.formats.act_order import input_order, refuse_order
 from awq_engine.formats.codec import Kept
 from awq_engine.formats.parts import FLOATS, INT32, Parts, check_shape, inputs_per_group, take
-from awq_engine.formats.patterns import name_patterns, part_pattern
+from awq_engine.formats.patterns import name_patterns, outside_blocks, part_pattern
 from awq_engine.formats.words import WORD_BITS, n_words, pack_words, unpack_words
 from awq_engine.spec import QuantSpec
 from awq_kernels.int_weight import IntWeight
@@ -124,7 +124,7 @@ def settings(specs: Mapping[str, QuantSpec], kept: Kept, *, version: int = 1) ->
             dynamic |= {f"+:{pattern}": rule for pattern in name_patterns(names, linears, containers=True)}
     return {
         "quant_method": "gptq", "bits": common.bits, "group_size": common.group_size, "desc_act": False,
-        "sym": common.symmetric, "lm_head": any(name.endswith("lm_head") for name in specs), "true_sequential": True,
+        "sym": common.symmetric, "lm_head": bool(outside_blocks(specs)), "true_sequential": True,
         "checkpoint_format": "gptq" if version == 1 else "gptq_v2", "dynamic": dynamic or None,
         "meta": {"quantizer": ["awq-tui"]},
     }  # fmt: skip

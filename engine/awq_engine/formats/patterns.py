@@ -41,6 +41,11 @@ def part_pattern(path: str) -> str:
     return rf"{_BEFORE}{re.escape(path.rpartition('.')[2])}(?:\..*)?$"
 
 
+def outside_blocks(linears: Collection[str]) -> list[str]:
+    """Those of `linears` that are in no numbered block; of quantized ones that is the output head."""
+    return [key for key in linears if not any(word.isdecimal() for word in key.split("."))]
+
+
 def name_patterns(wanted: Collection[str], linears: Collection[str], *, containers: bool = False) -> list[str]:
     """Expressions that fit exactly the linears `wanted` among `linears`.
 
