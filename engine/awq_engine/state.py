@@ -73,6 +73,8 @@ class Layers(Mapping[tuple[int, str], LayerState]):
             self._blocks.setdefault(layer.block, {})[layer.name] = layer
 
     def __getitem__(self, key: tuple[int, str]) -> LayerState:
+        if not isinstance(key, tuple):  # a screen where nothing is chosen asks with None
+            raise KeyError(key)
         block, name = key
         return self._blocks[block][name]
 
