@@ -233,7 +233,7 @@ def draft(**changes: object) -> Draft:
         ({"target_bpw": "-1"}, "target-bpw", "choose one above 0"),
         ({"max_memory": "much"}, "max-memory", "write it like 4GB"),
         ({"seed": "x"}, "seed", "whole number"),
-        ({"seed": "-1"}, "seed", "cannot be negative"),
+        ({"seed": "-1"}, "seed", "at least 0"),
     ],
 )
 def test_what_cannot_work_is_a_sentence_on_its_field(changes: dict[str, object], field: str, words: str) -> None:
