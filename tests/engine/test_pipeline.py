@@ -422,7 +422,14 @@ def test_config_that_does_not_fit_the_weights(make_run: Callable[..., Run], tmp_
     assert not any(record.event.kind() == "calibration_ready" for record in run.records())
 
 
-@pytest.mark.parametrize("preset", list(Preset))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(Preset.FAST, marks=pytest.mark.slow),
+        Preset.BALANCED,
+        pytest.param(Preset.BEST, marks=pytest.mark.slow),
+    ],
+)
 def test_hidden_states_on_disk_change_nothing(make_run: Callable[..., Run], tmp_path: Path, preset: Preset):
     """The same bytes with hidden states in memory, on disk, and on disk after a resume; nothing is left there."""
     finish(make_run(output=str(tmp_path / "memory"), preset=preset, max_memory=1 << 60))

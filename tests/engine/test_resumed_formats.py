@@ -47,7 +47,14 @@ def check_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch, layout: Format,
     assert whole == resumed
 
 
-@pytest.mark.parametrize(("layout", "bits"), [(Format.COMPRESSED_TENSORS, 3), (Format.GPTQ, 2), (Format.GPTQ_V2, 8)])
+@pytest.mark.parametrize(
+    ("layout", "bits"),
+    [
+        (Format.COMPRESSED_TENSORS, 3),
+        pytest.param(Format.GPTQ, 2, marks=pytest.mark.slow),
+        pytest.param(Format.GPTQ_V2, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_writes_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Format, bits: int
 ) -> None:
