@@ -54,8 +54,9 @@ def name_patterns(wanted: Collection[str], linears: Collection[str], *, containe
     """
     found: dict[_Shape, set[Numbers]] = {}
     present: dict[_Shape, set[Numbers]] = {}
-    numbered = [key for key in linears if any(word.isdecimal() for word in key.split("."))]
-    alone = [_outer_pattern(key, linears) for key in linears if key in wanted and key not in {*numbered}]
+    outside = set(outside_blocks(linears))
+    numbered = [key for key in linears if key not in outside]
+    alone = [_outer_pattern(key, linears) for key in linears if key in wanted and key in outside]
     roles = dict.fromkeys([*filter(None, map(_expert_role, numbered)), *EXPERT_ROLES])
     for keys in by_site(numbered).values():
         if all(key in wanted for key in keys):
