@@ -12,48 +12,63 @@ Worker to parent:
     {"type": "ready", "model": str, "path": str, "backend": "triton"|"cpu"|"reference"|"torch", "reason": str,
      "device": str, "dtype": str, "context_length": int|null, "bits_per_weight": float, "quantized": int,
      "has_chat_template": bool, "notes": [str, ...]}
+    {"type": "prompt", "id": ID, "done": int, "total": int}     tokens of the prompt read, from 0, after each chunk
     {"type": "text", "id": ID, "text": str}             the next piece, whole characters, at most about 20 a second
     {"type": "done", "id": ID, "prompt_tokens": int, "new_tokens": int, "tokens_per_second": float,
      "seconds_to_first_token": float, "seconds": float, "context_used": int, "context_length": int|null,
      "finish_reason": "stop"|"length"|"context"|"cancelled", "seed": int, "used_template": bool}
+    {"type": "scores", "id": ID, "tokens": [SCORE, ...]}        the next tokens of a scored answer, in order
+    {"type": "scored", "id": ID, "prompt_tokens": int, "scored_tokens": int, "seconds": float,
+     "finish_reason": "complete"|"cancelled"}
     {"type": "error", "id": ID|null, "message": str, "exit_code": int, "fatal": bool}
 
 Parent to worker:
 
     {"type": "chat", "id": ID, "messages": [{"role": "system"|"user"|"assistant", "content": str}, ...],
-     "max_tokens": int = 512, "temperature": float = 0.7, "top_p": float = 0.95, "seed": int|null = null}
+     "max_tokens": int = 512, "temperature": float = 0.7, "top_p": float = 0.95, "seed": int|null = null,
+     "top_k": int = 0, "min_p": float = 0, "repetition_penalty": float = 1, "stop": [str, ...] = []}
+    {"type": "score", "id": ID, "messages": [as above], "answer": str}
     {"type": "cancel", "id": ID}            without an id: everything asked so far
 
-ID is any string or integer the parent chooses; use each once. Requests are answered one after the other, in order, each
-with any number of `text` and then exactly one `done` or `error` with its id. A cancel is noticed between two tokens (in
-a long prompt: between two chunks of it) and answered by `done` with `finish_reason` "cancelled", also for a request
-still waiting in line. A cancel of an id that is not known or already answered does nothing. An error that is not fatal
-leaves the worker ready for the next request; after a fatal one it exits with `exit_code`, as documented in `errors.py`.
+ID is any string or integer the parent chooses; use each once. Requests are answered one after the other, in order.
+A `chat` gets `prompt` messages, then any number of `text`, and exactly one `done` or `error`; what each sampling field
+means and may be, `sampling.py` says. Of a stop string nothing is ever sent, and the answer it ends has `finish_reason`
+"stop". A cancel is noticed between two tokens (in a long prompt: between two chunks of it) and answered by `done` with
+`finish_reason` "cancelled", also for a request still waiting in line. A cancel of an id that is not known or already
+answered does nothing. An error that is not fatal leaves the worker ready for the next request; after a fatal one it
+exits with `exit_code`, as documented in `errors.py`.
+
+A `score` gets `prompt` messages, then `scores` until every token of the answer had one, and exactly one `scored` or
+`error`. It says how likely the model finds `answer` as the reply to `messages`, whoever wrote it:
+
+    SCORE = {"id": int, "text": str, "logprob": float, "rank": int, "best": str, "top": [[int, float], ...],
+             "rest": float}
+
+the token and the text it adds (all texts joined are the answer), the natural logarithm of its probability, its rank (1
+for the likeliest), the likeliest token as text, ids and log-probabilities of the 32 likeliest, and the probability of
+all others together. To compare two models send both the same `score`: their tokens are the same as far as their
+tokenizers are, and `token_scores.divergence` is their KL divergence at one of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import queue
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from dataclasses import asdict
+from typing import TYPE_CHECKING, BinaryIO
 
-from awq_engine.errors import AwqError, BadInputError, ExitCode, ResourceError
+from awq_engine.chat_requests import Inbox, Request, Wire, exit_code, read_requests
+from awq_engine.errors import ResourceError
 
 if TYPE_CHECKING:
-    from awq_engine.generate import GenerationStats
+    from awq_engine.generate import GenerationStats, PromptProgress
     from awq_engine.runtime import LoadedModel
 
 SECONDS_BETWEEN_TEXTS = 0.05
-SAMPLING_FIELDS = {"max_tokens": int, "temperature": (int, float), "top_p": (int, float), "seed": int}
-Id = str | int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,137 +86,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(exit_code(error))
 
 
-class Wire:
-    """Writes protocol lines, whole ones, from any thread."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
-
-    def send(self, kind: str, **fields: Any) -> None:
-        """One line `{"type": kind, ...}`. A parent that is gone is no error: the end of stdin is about to end us."""
-        line = json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False).encode(errors="replace")
-        with self._lock:
-            try:
-                self._stream.write(line + b"\n")
-                self._stream.flush()
-            except BrokenPipeError:
-                os._exit(ExitCode.OK)
-
-    def send_error(self, request: Id | None, error: Exception, *, fatal: bool = False) -> None:
-        """An error as the parent shows it; one that nobody foresaw leaves its traceback on standard error."""
-        code = exit_code(error)
-        if code is ExitCode.BUG:
-            traceback.print_exception(error, file=sys.stderr)
-        message = str(error) if isinstance(error, AwqError) else f"{type(error).__name__}: {error}"
-        self.send("error", id=request, message=message, exit_code=int(code), fatal=fatal)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One `chat` line."""
-
-    id: Id
-    messages: list[dict[str, str]]
-    sampling: dict[str, Any]
-    """Those of `SAMPLING_FIELDS` that were given."""
-
-
-@dataclass
-class Inbox:
-    """Requests in line, and which of them were cancelled."""
-
-    waiting: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue)
-    _open: dict[Id, threading.Event] = field(default_factory=dict)
-    """Unanswered requests, the one being answered included; the event is set by a cancel."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def put(self, request: Request) -> None:
-        with self._lock:
-            if request.id in self._open:
-                raise BadInputError(f"The id {request.id!r} is in use; give each request its own.")
-            self._open[request.id] = threading.Event()
-        self.waiting.put(request)
-
-    def take(self) -> Request:
-        """Wait for the next request."""
-        return self.waiting.get()
-
-    def cancel(self, request: Id | None) -> None:
-        """Cancel one request, or with None all that are unanswered."""
-        with self._lock:
-            for event in [e for key, e in self._open.items() if request is None or key == request]:
-                event.set()
-
-    def is_cancelled(self, request: Id) -> bool:
-        with self._lock:
-            return self._open[request].is_set()
-
-    def close(self, request: Id) -> None:
-        """The request is answered."""
-        with self._lock:
-            del self._open[request]
-
-
-def read_requests(stream: BinaryIO, inbox: Inbox, wire: Wire) -> None:
-    """Take lines until the stream ends, then end the process: the parent is gone and nothing is worth finishing."""
-    for line in stream:
-        found: Any = None
-        try:
-            found = json.loads(line)
-            _take_line(found, inbox)
-        except (AwqError, ValueError, RecursionError) as error:
-            problem = error if isinstance(error, AwqError) else BadInputError(f"This line is not JSON: {line[:80]!r}.")
-            wire.send_error(found.get("id") if isinstance(found, dict) else None, problem)
-    os._exit(ExitCode.OK)
-
-
-def _take_line(found: Any, inbox: Inbox) -> None:
-    kind = found.get("type") if isinstance(found, dict) else None
-    if kind == "cancel":
-        inbox.cancel(found.get("id"))
-    elif kind == "chat":
-        inbox.put(_request(found))
-    else:
-        raise BadInputError(f"A request is an object with the type chat or cancel, not {kind!r}.")
-
-
-def _request(found: dict[str, Any]) -> Request:
-    identity, messages = found.get("id"), found.get("messages")
-    if not isinstance(identity, str | int):
-        raise BadInputError("A chat request needs an id, a string or an integer.")
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise BadInputError("messages must be a list of objects with the texts role and content.")
-    given = {name: found[name] for name in SAMPLING_FIELDS if found.get(name) is not None}
-    for name, value in given.items():
-        if not isinstance(value, SAMPLING_FIELDS[name]):
-            raise BadInputError(f"{name} is {value!r}, which is no number that can be used.")
-    return Request(identity, messages, given)
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-
-
 def answer(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> None:
-    """Send the texts and the end of one request; what goes wrong is sent as well."""
-    from awq_engine.generate import Sampling, generate
-
+    """Send everything that one request asks for; what goes wrong is sent as well."""
     try:
-        sampling = Sampling(**request.sampling)
-        pieces = generate(loaded, request.messages, sampling, lambda: inbox.is_cancelled(request.id))
-        for piece in batched(pieces):
-            if isinstance(piece, str):
-                wire.send("text", id=request.id, text=piece)
-            else:
-                wire.send("done", id=request.id, **asdict(piece))
+        if request.answer is None:
+            _chat(loaded, request, inbox, wire)
+        else:
+            _score(loaded, request, request.answer, inbox, wire)
     except Exception as error:
         wire.send_error(request.id, _named(error))
     finally:
         inbox.close(request.id)
 
 
-def batched(pieces: Iterator[str | GenerationStats]) -> Iterator[str | GenerationStats]:
+def _chat(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> None:
+    from awq_engine.generate import PromptProgress, generate
+    from awq_engine.sampling import Sampling
+
+    sampling = Sampling(**request.sampling)
+    pieces = generate(loaded, request.messages, sampling, lambda: inbox.is_cancelled(request.id))
+    for piece in batched(pieces):
+        if isinstance(piece, str):
+            wire.send("text", id=request.id, text=piece)
+        else:
+            wire.send("prompt" if isinstance(piece, PromptProgress) else "done", id=request.id, **asdict(piece))
+
+
+def _score(loaded: LoadedModel, request: Request, text: str, inbox: Inbox, wire: Wire) -> None:
+    from awq_engine.generate import PromptProgress
+    from awq_engine.score import score
+
+    for part in score(loaded, request.messages, text, lambda: inbox.is_cancelled(request.id)):
+        if isinstance(part, list):
+            wire.send("scores", id=request.id, tokens=[asdict(token) for token in part])
+        else:
+            wire.send("prompt" if isinstance(part, PromptProgress) else "scored", id=request.id, **asdict(part))
+
+
+def batched(
+    pieces: Iterator[PromptProgress | str | GenerationStats],
+) -> Iterator[PromptProgress | str | GenerationStats]:
     """The same with texts joined, so that they come at most every `SECONDS_BETWEEN_TEXTS`; the first comes at once."""
     held, due = "", 0.0
     for piece in pieces:
@@ -213,10 +137,6 @@ def batched(pieces: Iterator[str | GenerationStats]) -> Iterator[str | Generatio
             held, due = "", now + SECONDS_BETWEEN_TEXTS
         if not isinstance(piece, str):
             yield piece
-
-
-def exit_code(error: Exception) -> ExitCode:
-    return error.exit_code if isinstance(error, AwqError) else ExitCode.BUG
 
 
 def _named(error: Exception) -> Exception:
@@ -237,7 +157,7 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
 
     resolved = resolve_model(options.model, on_progress)
     read_checkpoint(resolved.path)  # torch takes seconds to import: a folder without a model is told before
-    from awq_engine.generate import has_chat_template
+    from awq_engine.prompts import has_chat_template
     from awq_engine.runtime import load_model
 
     try:

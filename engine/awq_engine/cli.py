@@ -219,6 +219,15 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
     parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is always the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="draw from this much probability")
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest tokens (0: all)")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="least share of the likeliest's probability"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: repeat less")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="makes an answer repeatable")
     parser.add_argument("--backend", default="auto", help="auto, triton, cpu or reference")
     _add_device(parser)

@@ -1,65 +1,41 @@
 """Text from a loaded model, piece by piece.
 
-The prompt goes through the tokenizer's own chat template (rendered by transformers in a sandbox); a model without one
-is given the plain text to continue. The prompt is read in chunks and tokens are made one at a time over a key-value
-cache; between any two of these steps the caller can cancel. A token is often less than a character, so text is held
-back until the characters it belongs to are complete.
-
-Sampling is done on the CPU, from logits in float32 and with a generator of its own: the same seed gives the same text
-whatever else the process does.
+The prompt is read in chunks, with word of each, and tokens are made one at a time over a key-value cache; between any
+two of these steps the caller can cancel. A token is often less than a character, so text is held back until the
+characters it belongs to are complete, and as long as it could be the beginning of a stop string.
 """
 
 from __future__ import annotations
 
-import inspect
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from awq_engine.errors import AwqError, BadInputError, UsageError
+from awq_engine.decoding import Decoder, open_decoder
+from awq_engine.errors import BadInputError
+from awq_engine.prompts import Message, encode_prompt, has_chat_template, stop_tokens
 from awq_engine.runtime import LoadedModel
+from awq_engine.sampling import Sampler, Sampling
+from awq_engine.text_stream import Detokenizer, StopStrings
 
 PREFILL_CHUNK = 512
 """Tokens of the prompt read in one step: bounds memory and the time until a cancel is noticed."""
-NUCLEUS = 512
-"""Tokens looked at before a whole vocabulary is sorted, which takes longer than a GPU needs for a token."""
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer decodes the first bytes of an unfinished character to."""
 
-Message = Mapping[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`."""
 FinishReason = Literal["stop", "length", "context", "cancelled"]
-"""The model ended; max_tokens; the context is full; the caller cancelled."""
+"""The model ended or a stop string came; max_tokens; the context is full; the caller cancelled."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
+class PromptProgress:
+    """How much of the prompt was read."""
 
-    max_tokens: int = 512
-    """Most new tokens."""
-    temperature: float = 0.7
-    """0 takes the likeliest token always."""
-    top_p: float = 0.95
-    """Choose among the likeliest tokens that together have this probability; 1 for all."""
-    seed: int | None = None
-    """None draws one; `GenerationStats.seed` tells which."""
-
-    def __post_init__(self) -> None:
-        """Raises `UsageError` for numbers that make no sense."""
-        if self.max_tokens < 1:
-            raise UsageError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if not 0 <= self.temperature <= 100:
-            raise UsageError(f"temperature is {self.temperature}; it must be between 0 (no randomness) and 100.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed is {self.seed}; it must be between 0 and 2**63 - 1.")
+    done: int
+    """Tokens, from 0."""
+    total: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ class GenerationStats:
 
     prompt_tokens: int
     new_tokens: int
-    """Without the token that ended the text."""
+    """Without the token that ended the text; those of a stop string count."""
     tokens_per_second: float
     """Of the tokens after the first; 0 when there were none."""
     seconds_to_first_token: float
@@ -89,8 +65,8 @@ def generate(
     messages: Sequence[Message],
     sampling: Sampling | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[str | GenerationStats]:
-    """Answer `messages`: pieces of text, whole characters each, then one `GenerationStats`.
+) -> Iterator[PromptProgress | str | GenerationStats]:
+    """Answer `messages`: word of the prompt's chunks, pieces of text, then one `GenerationStats`.
 
     Args:
         cancelled: asked between any two steps; the text so far is kept and the statistics still come.
@@ -100,20 +76,25 @@ def generate(
     sampling = sampling or Sampling()
     start = time.perf_counter()
     prompt = encode_prompt(loaded, messages)
-    room = _room(loaded, len(prompt))
+    room = check_room(loaded, len(prompt))
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
-    text = Detokenizer(loaded.tokenizer, prompt)
+    text, stops = Detokenizer(loaded.tokenizer, prompt), StopStrings(sampling.stop)
     finish: FinishReason = "length" if sampling.max_tokens <= room else "context"
-    stops, made, first = stop_tokens(loaded), 0, start
-    for token in _tokens(loaded, prompt, min(sampling.max_tokens, room), sampling, seed, cancelled):
-        if token is None or token in stops:
+    ends, made, first = stop_tokens(loaded, sampling.stop), 0, start
+    for token in _tokens(loaded, prompt, min(sampling.max_tokens, room), Sampler(sampling, seed, prompt), cancelled):
+        if isinstance(token, PromptProgress):
+            yield token
+            continue
+        if token is None or token in ends:
             finish = "cancelled" if token is None else "stop"
             break
         made += 1
         first = time.perf_counter() if made == 1 else first
-        if piece := text.push(token):
+        if piece := stops.push(text.push(token)):
             yield piece
-    if rest := text.flush():
+        if stops.found:
+            break
+    if rest := stops.push(text.flush()) + stops.flush():
         yield rest
     end = time.perf_counter()
     yield GenerationStats(
@@ -124,142 +105,59 @@ def generate(
         seconds=end - start,
         context_used=len(prompt) + made,
         context_length=loaded.context_length,
-        finish_reason=finish,
+        finish_reason="stop" if stops.found else finish,
         seed=seed,
         used_template=has_chat_template(loaded.tokenizer),
     )
 
 
-def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def encode_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the conversation, ready for the answer; the plain contents in a row when there is no template."""
-    if not messages:
-        raise BadInputError("There is nothing to answer: the conversation is empty.")
-    tokenizer = loaded.tokenizer
-    if not has_chat_template(tokenizer):
-        return _plain_ids(tokenizer, "\n".join(message["content"] for message in messages))
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-    except Exception as error:  # a template is a program from the model folder: anything can go wrong in it
-        raise BadInputError(f"The chat template of {loaded.path} refuses this conversation: {error}") from error
-    return list(encoded["input_ids"])
-
-
-def stop_tokens(loaded: LoadedModel) -> set[int]:
-    """Every token that ends an answer: the tokenizer's and those of the model's generation settings."""
-    ends: set[int] = set()
-    settings = loaded.model.generation_config
-    for found in (loaded.tokenizer.eos_token_id, settings.eos_token_id if settings else None):
-        ends.update(token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int))
-    return ends
-
-
-class Detokenizer:
-    """Tokens to text as they come, never half a character.
-
-    Decodes a short window only, as the same token can decode differently after others (a leading space, mostly): text
-    is what the window says with the new tokens and did not say before.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] = ()) -> None:
-        """`prompt` gives the window something to start from."""
-        self._tokenizer = tokenizer
-        self._window = list(prompt[-4:])
-        self._said = len(self._window)
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; empty while a character is unfinished."""
-        self._window.append(token)
-        before, now = self._decode(self._window[: self._said]), self._decode(self._window)
-        if now.endswith(INCOMPLETE) or len(now) <= len(before):
-            return ""
-        self._window, self._said = self._window[self._said :], len(self._window) - self._said
-        return now[len(before) :]
-
-    def flush(self) -> str:
-        """What is left at the end, without the bytes of a character that never was completed."""
-        before, now = self._decode(self._window[: self._said]), self._decode(self._window)
-        return now[len(before) :].rstrip(INCOMPLETE)
-
-    def _decode(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of `text` to be continued: a token that ends texts, if the tokenizer adds one, is taken off again."""
-    ids = list(tokenizer.encode(text))
-    while ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    if not ids:
-        raise BadInputError("There is nothing to continue: the prompt is empty.")
-    return ids
-
-
-def _room(loaded: LoadedModel, prompt_tokens: int) -> int:
-    """How many tokens still fit behind the prompt."""
+def check_room(loaded: LoadedModel, tokens: int) -> int:
+    """How many tokens still fit behind `tokens`; `BadInputError` when none does."""
     if loaded.context_length is None:
         return 1 << 30
-    if prompt_tokens >= loaded.context_length:
+    if tokens >= loaded.context_length:
         raise BadInputError(
-            f"The conversation has {prompt_tokens} tokens, and the context of {loaded.path.name} holds "
+            f"The conversation has {tokens} tokens, and the context of {loaded.path.name} holds "
             f"{loaded.context_length}; shorten it or begin a new one."
         )
-    return loaded.context_length - prompt_tokens
+    return loaded.context_length - tokens
+
+
+def read_prompt(
+    decoder: Decoder, prompt: list[int], cancelled: Callable[[], bool]
+) -> Iterator[PromptProgress | torch.Tensor]:
+    """Read `prompt` in chunks: `PromptProgress` before and after each, then the logits after it.
+
+    Ends without the logits when the caller cancelled.
+    """
+    logits = None
+    yield PromptProgress(0, len(prompt))
+    for at in range(0, len(prompt), PREFILL_CHUNK):
+        if cancelled():
+            return
+        logits = decoder.read(prompt[at : at + PREFILL_CHUNK])[-1]
+        yield PromptProgress(min(at + PREFILL_CHUNK, len(prompt)), len(prompt))
+    assert logits is not None
+    yield logits
 
 
 def _tokens(
-    loaded: LoadedModel,
-    prompt: list[int],
-    limit: int,
-    sampling: Sampling,
-    seed: int,
-    cancelled: Callable[[], bool],
-) -> Iterator[int | None]:
-    """At most `limit` new tokens, then the end; None once when the caller cancelled."""
-    generator = torch.Generator().manual_seed(seed)
-    cache = DynamicCache(config=loaded.model.config)
-    pending = prompt
+    loaded: LoadedModel, prompt: list[int], limit: int, sampler: Sampler, cancelled: Callable[[], bool]
+) -> Iterator[PromptProgress | int | None]:
+    """Word of the prompt, then at most `limit` new tokens; None at the end when the caller cancelled."""
+    decoder = open_decoder(loaded)
+    logits = None
+    for step in read_prompt(decoder, prompt, cancelled):
+        if isinstance(step, PromptProgress):
+            yield step
+        else:
+            logits = step
+    token = None
     for _ in range(limit):
-        logits = None
-        for at in range(0, len(pending), PREFILL_CHUNK):
-            if cancelled():
-                yield None
-                return
-            logits = _last_logits(loaded, pending[at : at + PREFILL_CHUNK], cache)
-        assert logits is not None
-        token = sample(logits, sampling, generator)
+        if token is not None:
+            logits = None if cancelled() else decoder.read([token])[-1]
+        if logits is None:
+            yield None
+            return
+        token = sampler.next(logits)
         yield token
-        pending = [token]
-
-
-def _last_logits(loaded: LoadedModel, tokens: list[int], cache: DynamicCache) -> torch.Tensor:
-    """float32 [vocabulary] on the CPU, after `tokens`."""
-    inputs = torch.tensor([tokens], device=loaded.device)
-    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(loaded.model.forward).parameters else {}
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=inputs, past_key_values=cache, use_cache=True, **options).logits
-    return logits[0, -1].float().cpu()
-
-
-def sample(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token. `logits` is float32 [vocabulary]; raises `AwqError` when they are no numbers."""
-    if logits.isnan().any():
-        raise AwqError("The model computed no numbers (NaN); its weights are damaged, or overflow in this dtype.")
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits / sampling.temperature, dim=0)
-    if sampling.top_p == 1:
-        return int(torch.multinomial(probabilities, 1, generator=generator))
-    likeliest, tokens = probabilities.topk(min(NUCLEUS, len(probabilities)))
-    if likeliest.sum() < sampling.top_p:
-        likeliest, tokens = probabilities.sort(descending=True)
-    before = likeliest.cumsum(0) - likeliest
-    likeliest[before >= sampling.top_p] = 0.0  # the likeliest token always stays
-    return int(tokens[torch.multinomial(likeliest, 1, generator=generator)])

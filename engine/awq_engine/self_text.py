@@ -21,7 +21,7 @@ from awq_engine.checkpoint import read_checkpoint
 from awq_engine.doctor import host_memory
 from awq_engine.errors import AwqError, ResourceError, UsageError
 from awq_engine.format import size
-from awq_engine.generate import has_chat_template
+from awq_engine.prompts import has_chat_template
 from awq_engine.runtime import LoadedModel, load_model, pick_device
 
 BATCH = 32

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from rounded_checkpoint import demo_model
 
-from awq_engine.chat_worker import Inbox, Request, Wire, _request, batched
+from awq_engine.chat_requests import Inbox, Request, Wire, read_request
+from awq_engine.chat_worker import batched
 from awq_engine.errors import BadInputError
+from awq_engine.token_scores import TokenScore
 
 HELLO = [{"role": "user", "content": "Tell me about a dog."}]
 
@@ -68,7 +70,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 def test_an_answer(worker: Worker) -> None:
     worker.send(id="first", type="chat", messages=HELLO, max_tokens=20, temperature=0)
-    *texts, done = worker.until("done", "error")
+    begun, read, *texts, done = worker.until("done", "error")
+    assert {(step["type"], step["id"], step["total"]) for step in (begun, read)} == {("prompt", "first", read["done"])}
+    assert (begun["done"], read["done"]) == (0, done["prompt_tokens"])
     assert texts
     assert {(text["type"], text["id"]) for text in texts} == {("text", "first")}
     assert (done["type"], done["id"], done["new_tokens"], done["finish_reason"]) == ("done", "first", 20, "length")
@@ -77,7 +81,7 @@ def test_an_answer(worker: Worker) -> None:
 
 def test_cancelling_while_it_answers(worker: Worker) -> None:
     worker.send(id=2, type="chat", messages=HELLO, max_tokens=480, temperature=2.0, top_p=1.0, seed=1)
-    assert worker.receive()["type"] == "text"
+    worker.until("text")
     worker.send(type="cancel", id=2)
     done = worker.until("done", "error")[-1]
     assert (done["id"], done["finish_reason"]) == (2, "cancelled")
@@ -93,10 +97,39 @@ def test_cancelling_everything_also_ends_what_waits(worker: Worker) -> None:
     assert second["new_tokens"] == 0
 
 
+def test_every_way_to_draw_and_to_stop_is_taken(worker: Worker) -> None:
+    settings = {"temperature": 1.2, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.2, "seed": 3}
+    texts = []
+    for number, stop in enumerate([[], [" the"]]):
+        worker.send(id=f"drawn {number}", type="chat", messages=HELLO, max_tokens=60, stop=stop, **settings)
+        *messages, done = worker.until("done", "error")
+        texts.append("".join(message["text"] for message in messages if message["type"] == "text"))
+    assert texts[1] == texts[0].partition(" the")[0] != texts[0]
+    assert done["finish_reason"] == "stop"
+
+
+def test_an_answer_is_scored(worker: Worker) -> None:
+    """By any model, also one that did not write it: this is what two models are compared by."""
+    answer = "Once upon a time there was a dog named Max."
+    worker.send(id="s", type="score", messages=HELLO, answer=answer)
+    *messages, end = worker.until("scored", "error")
+    kinds = [message["type"] for message in messages]
+    assert set(kinds) == {"prompt", "scores"}
+    tokens = [TokenScore.from_json(token) for m in messages if m["type"] == "scores" for token in m["tokens"]]
+    assert "".join(token.text for token in tokens) == answer
+    assert (end["id"], end["scored_tokens"], end["finish_reason"]) == ("s", len(tokens), "complete")
+
+
 def test_mistakes_are_answered_and_survived(worker: Worker) -> None:
     for line, words in [
         ("{", "not JSON"),
-        ("[1]", "chat or cancel"),
+        ("[1]", "chat, score or cancel"),
+        ('{"type": "score", "id": 5, "messages": []}', "needs an answer"),
+        ('{"type": "score", "id": 5, "messages": [], "answer": "x"}', "conversation is empty"),
+        ('{"type": "chat", "id": true, "messages": []}', "needs an id"),
+        ('{"type": "chat", "id": 5, "messages": [], "stop": "x"}', "stop must be a list"),
+        ('{"type": "chat", "id": 5, "messages": [], "top_k": 1.5}', "top_k is 1.5"),
+        (json.dumps({"type": "chat", "id": 6, "messages": HELLO, "stop": [""]}), "none may be empty"),
         ('{"type": "chat", "messages": []}', "needs an id"),
         ('{"type": "chat", "id": 5, "messages": "hi"}', "messages must be a list"),
         ('{"type": "chat", "id": 5, "messages": [], "max_tokens": Infinity}', "max_tokens is inf"),
@@ -152,7 +185,7 @@ def test_an_id_may_not_be_used_twice_at_a_time() -> None:
 
 
 def test_fields_that_are_null_take_their_defaults() -> None:
-    request = _request({"id": 1, "messages": HELLO, "seed": None, "temperature": 0})
+    request = read_request({"type": "chat", "id": 1, "messages": HELLO, "seed": None, "temperature": 0})
     assert request.sampling == {"temperature": 0}
 
 

@@ -11,15 +11,20 @@ import sys
 from awq_engine.commands.console import note
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.format import duration
-from awq_engine.generate import GenerationStats, Message, Sampling, generate
+from awq_engine.generate import PREFILL_CHUNK, GenerationStats, PromptProgress, generate
 from awq_engine.models import resolve_model
+from awq_engine.prompts import Message
 from awq_engine.runtime import LoadedModel, load_model
+from awq_engine.sampling import Sampling
 from awq_engine.sanitize import one_line, plain
 
 
 def chat(args: argparse.Namespace) -> int:
     """Answer one prompt, or talk until the input ends."""
-    sampling = Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
+    sampling = Sampling(
+        max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed, top_k=args.top_k,
+        min_p=args.min_p, repetition_penalty=args.repetition_penalty, stop=tuple(args.stop),
+    )  # fmt: skip
     prompt = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_prompt()
@@ -39,13 +44,24 @@ def answer(loaded: LoadedModel, messages: list[Message], sampling: Sampling) -> 
     """Stream one answer to stdout and its figures to stderr; returns the answer."""
     pieces: list[str] = []
     for piece in generate(loaded, messages, sampling):
-        if isinstance(piece, GenerationStats):
+        if isinstance(piece, PromptProgress):
+            _show_progress(piece)
+        elif isinstance(piece, GenerationStats):
             print(flush=True)
             note(describe(piece))
         else:
             pieces.append(piece)
             print(plain(piece), end="", flush=True)
     return "".join(pieces)
+
+
+def _show_progress(progress: PromptProgress) -> None:
+    """On a terminal, and where it takes more than one step: one line that is gone when the answer begins."""
+    if sys.stderr.isatty() and progress.total > PREFILL_CHUNK:
+        line = (
+            f"reading the prompt: {progress.done} of {progress.total} tokens" if progress.done < progress.total else ""
+        )
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def introduce(loaded: LoadedModel) -> str:

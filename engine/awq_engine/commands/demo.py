@@ -52,8 +52,9 @@ def _evaluate(output: Path) -> dict[str, Any]:
 
 
 def _chat(output: Path) -> dict[str, Any]:
-    from awq_engine.generate import GenerationStats, Sampling, generate
+    from awq_engine.generate import GenerationStats, generate
     from awq_engine.runtime import load_model
+    from awq_engine.sampling import Sampling
 
     loaded = load_model(output)
     note(f"chatting with the {loaded.backend} backend: {loaded.reason}")
