@@ -36,14 +36,19 @@ from awq_engine.crash import write_crash_report
 from awq_engine.errors import AwqError, ExitCode
 from awq_engine.runs import Run, find_run, spawn_engine
 from awq_engine.sanitize import plain
+from awq_tui.ascii_filter import AsciiFilter
 from awq_tui.background import in_thread
 from awq_tui.machine import Machine, probe_machine
+from awq_tui.preferences import load_preferences
 from awq_tui.run_book import RunBook, RunSummary
 from awq_tui.settings import Settings, load_settings, save_settings
+from awq_tui.terminal_notice import terminal_notice
 from awq_tui.themes import THEMES
+from awq_tui.widgets.glyphs import ASCII, glyphs
 
 if TYPE_CHECKING:
     from awq_tui.catalog import Entry
+    from awq_tui.chats import Chat
 
 SECTIONS = ("models", "runs", "inspect", "chat")
 RUNS_INTERVAL = 0.5
@@ -115,18 +120,27 @@ class AwqApp(App[None]):
         self._earlier_handlers: dict[int, Any] = {}
         self._run_id = run_id
         self.settings = load_settings()
+        self.preferences, self._preference_problems = load_preferences()
+        if self.preferences.ascii:
+            os.environ.setdefault("AWQ_TUI_ASCII", "1")
+        if glyphs() is ASCII:
+            self._filters.append(AsciiFilter())
+        if not self.preferences.animations:
+            self.animation_level = "none"
         self._engines: list[subprocess.Popen[bytes]] = []
         self._origins: dict[str, str] = {}
         self._last_interrupt = float("-inf")
         self.crash_report: Path | None = None
         for theme in THEMES:
             self.register_theme(theme)
-        wanted = os.environ.get("TEXTUAL_THEME") or self.settings.theme
+        wanted = os.environ.get("TEXTUAL_THEME") or self.preferences.theme or self.settings.theme
         self.theme = wanted if wanted in self.available_themes else Settings().theme
 
     def on_mount(self) -> None:
         self._handle_signals()
-        self.set_keymap(self.settings.keymap)
+        self.set_keymap(self.preferences.keys)
+        for problem in self._preference_problems:
+            self.notify(problem, title="Configuration", severity="warning", timeout=12)
         self.theme_changed_signal.subscribe(self, self._remember_theme)
         self.run_worker(self._follow_runs, group="runs", exit_on_error=False)
         self.run_worker(self._follow_machine, group="machine", exit_on_error=False)
@@ -150,11 +164,11 @@ class AwqApp(App[None]):
 
         self._open("inspect", InspectScreen(source))
 
-    def open_chat(self, model: str) -> None:
-        """Talk to a model: a folder, a run id or a Hub id."""
+    def open_chat(self, model: str, chat: Chat | None = None) -> None:
+        """Talk to a model (a folder, a run id or a Hub id), or go on with a conversation that was kept."""
         from awq_tui.screens.chat import ChatScreen
 
-        self._open("chat", ChatScreen(model))
+        self._open("chat", ChatScreen(model, chat=chat))
 
     def open_configure(self, entry: Entry) -> None:
         """Choose how to quantize a model."""
@@ -294,11 +308,22 @@ class AwqApp(App[None]):
         first = True
         while True:
             self._engines = [engine for engine in self._engines if engine.poll() is None]
+            running = {summary.run for summary in self.summaries if summary.running}
             self.summaries = await in_thread(book.refresh)
+            self._tell_ended([summary for summary in self.summaries if summary.run in running and not summary.running])
             if first and self._run_id is None:
                 self._offer_running()
             first = False
             await asyncio.sleep(RUNS_INTERVAL)
+
+    def _tell_ended(self, ended: list[RunSummary]) -> None:
+        """A toast and a sign of the terminal for every run that ended just now, unless it is on the screen."""
+        for summary in ended:
+            text = f"{summary.model_name}: {summary.status}"
+            if getattr(self.screen, "run", None) != summary.run:
+                self.notify(text, title="Run", severity="information" if summary.output else "warning", timeout=10)
+            if self._driver is not None and not self.is_headless:
+                self._driver.write(terminal_notice(self.preferences.notify, text, os.environ))
 
     def _offer_running(self) -> None:
         running = [summary for summary in self.summaries if summary.running]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -98,6 +99,11 @@ class Sampling:
     max_tokens: int = 512
     seed: int | None = None
     """None draws a new one for each reply."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Sampling:
+        """Rebuild what `dataclasses.asdict` made; unknown fields come from a newer version and are left out."""
+        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
 
 
 class ChatClient:

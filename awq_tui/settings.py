@@ -1,10 +1,10 @@
-"""What the app remembers between starts: theme, keymap and extra model folders, in `settings.json` beside the runs."""
+"""What the app remembers by itself between starts, in `settings.json` beside the runs; wishes are in `preferences`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from awq_engine.runs import home, write_atomically
@@ -17,8 +17,8 @@ class Settings:
     theme: str = "awq-dark"
     folders: tuple[str, ...] = ()
     """Model folders, or folders of model folders, that the person entered."""
-    keymap: dict[str, str] = field(default_factory=dict)
-    """Binding id -> keys, comma separated; the help screen shows the ids."""
+    section: str = "models"
+    """Where the person was last."""
 
 
 def settings_path() -> Path:
@@ -33,12 +33,12 @@ def load_settings() -> Settings:
         return Settings()
     if not isinstance(data, dict):
         return Settings()
-    theme, folders, keymap = data.get("theme"), data.get("folders"), data.get("keymap")
+    theme, folders, section = data.get("theme"), data.get("folders"), data.get("section")
     defaults = Settings()
     return Settings(
         theme=theme if isinstance(theme, str) else defaults.theme,
         folders=tuple(item for item in folders if isinstance(item, str)) if isinstance(folders, list) else (),
-        keymap={str(key): str(value) for key, value in keymap.items()} if isinstance(keymap, dict) else {},
+        section=section if isinstance(section, str) else defaults.section,
     )
 
 

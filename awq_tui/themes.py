@@ -1,4 +1,7 @@
-"""Our two themes. Colour is never the only carrier of meaning: every state also has a word or a glyph."""
+"""Our themes: dark, light and one of high contrast.
+
+Colour is never the only carrier of meaning: every state also has a word or a glyph.
+"""
 
 from __future__ import annotations
 
@@ -54,4 +57,30 @@ LIGHT = Theme(
     },
 )
 
-THEMES = (DARK, LIGHT)
+CONTRAST = Theme(
+    name="awq-contrast",
+    primary="#00ffff",
+    secondary="#ffffff",
+    accent="#ffff00",
+    success="#00ff66",
+    warning="#ffd000",
+    error="#ff6b6b",
+    foreground="#ffffff",
+    background="#000000",
+    surface="#000000",
+    panel="#262626",
+    dark=True,
+    variables={
+        "border": "#ffffff",
+        "border-blurred": "#a0a0a0",
+        "text-muted": "#d8d8d8",
+        "block-cursor-background": "#ffff00",
+        "block-cursor-foreground": "#000000",
+        "block-cursor-blurred-background": "#5a5a00",
+        "block-cursor-blurred-foreground": "#ffffff",
+        "footer-key-foreground": "#ffff00",
+        "footer-background": "#262626",
+    },
+)
+
+THEMES = (DARK, LIGHT, CONTRAST)

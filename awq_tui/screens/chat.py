@@ -1,178 +1,205 @@
-"""Talking to one model: does it still talk sense?
+"""Talking to one model, or to two side by side: does it still talk sense, and does it say what the original says?
 
-The model lives in a worker process that ends with this screen. Replies stream into the log; the conversation, a plain
-list of messages, is what is sent, so a stopped reply stays in it and a failed question leaves it and comes back to the
-prompt.
+The conversation (`chats.Chat`) is a value that is replaced at every turn and written to disk after it, so an end of
+whatever kind costs at most the reply that was being made. Each side holds one model in a process of its own; a stopped
+reply stays in the conversation, and a question that nobody could answer leaves it and comes back to the prompt.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
+from textual.containers import Horizontal
 from textual.widgets import Static
 
-from awq_engine import format as fmt
-from awq_engine.sanitize import one_line, plain
-from awq_tui.chat_client import ChatClient, Done, Failed, Loading, Piece, Ready, Reply
+from awq_tui.background import in_thread
+from awq_tui.chat_client import ChatClient, Ready
+from awq_tui.chats import Chat, export_chat, model_name, save_chat
+from awq_tui.differences import compare_answers
+from awq_tui.screens.chats import ChatsModal
 from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.screens.pick import PickModal, comparison_entries
 from awq_tui.screens.sampling import ChatSettings, SamplingModal
 from awq_tui.screens.section import SectionScreen
-from awq_tui.widgets.chat_log import ChatLog
+from awq_tui.thoughts import split_thought
+from awq_tui.widgets.chat_side import ChatSide
 from awq_tui.widgets.glyphs import glyphs
-from awq_tui.widgets.message import Answer, Notice, Question
 from awq_tui.widgets.prompt import Prompt
-
-NO_TEMPLATE = "This model has no chat template: it continues your text instead of answering it."
-ENDINGS = {"length": "cut at max tokens", "context": "the context is full", "cancelled": "stopped"}
-"""What is said about a reply that did not end by itself, by finish reason."""
+from awq_tui.widgets.thought import Thought
 
 
 class ChatScreen(SectionScreen):
-    """Loads `model` (a folder, a run id or a Hub id) and talks to it."""
+    """Loads `model` (a folder, a run id or a Hub id) and talks to it; `chat` goes on with a stored conversation."""
 
     CSS_PATH = "chat.tcss"
     HELP = (
-        "A conversation with one model, on this machine. Under every reply: tokens, tokens per second, the time to "
-        "the first token, and how much of the context is used. The model is unloaded when you leave this screen."
+        "A conversation with one model, on this machine, kept in a private file. Under every reply: tokens, tokens per "
+        "second, the time to the first token, and how much of the context is used. A thought is folded to one line. "
+        "A/B puts a second model beside the first, usually the original beside its quantization: both get the same "
+        "questions and the same seed, and words that differ are marked. Models are unloaded when you leave."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the reply."),
+        Binding(
+            "escape", "stop_editing", "Keep as it was", id="chat.stop_editing", tooltip="Edit no earlier question."
+        ),
         Binding("escape", "leave", "Leave", id="chat.leave", tooltip="Leave the chat, once no reply is coming."),
         Binding("ctrl+r", "again", "Again", id="chat.again", tooltip="Ask for another reply, or restart the model."),
-        Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Forget this conversation and start another."),
+        Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Start another conversation; this one is kept."),
         Binding("f2", "settings", "Sampling", id="chat.settings", tooltip="System prompt, temperature, length, seed."),
+        Binding("f3", "thoughts", "Thoughts", id="chat.thoughts", tooltip="Open or fold what the model thought."),
         Binding("f4", "copy", "Copy", id="chat.copy", tooltip="Copy the last reply (OSC 52)."),
+        Binding("f5", "edit", "Edit", id="chat.edit", tooltip="Change the last question and ask anew; again: earlier."),
+        Binding("f7", "compare", "A/B", id="chat.compare", tooltip="A second model beside this one, or one less."),
+        Binding("f8", "chats", "Chats", id="chat.chats", tooltip="Earlier conversations: read, search, go on."),
+        Binding("f9", "export", "Export", id="chat.export", show=False, tooltip="Write it as Markdown and JSON, here."),
         Binding("pageup", "scroll(-1)", "Scroll", show=False, priority=True, id="chat.up"),
         Binding("pagedown", "scroll(1)", "Scroll", show=False, priority=True, id="chat.down"),
     ]
 
-    def __init__(self, model: str, client: ChatClient | None = None) -> None:
+    def __init__(self, model: str, client: ChatClient | None = None, chat: Chat | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.messages: list[dict[str, str]] = []
-        """The conversation without the system prompt."""
-        self.settings = ChatSettings()
-        self.ready: Ready | None = None
-        self._client = client or ChatClient(model)
-        self._pending: dict[str, Answer] = {}
-        """Replies that are asked for and not complete, by request."""
-        self._failed = False
-        self._last_answer: Answer | None = None
-        """The newest complete reply: what asking again replaces."""
+        self.chat = chat or Chat((model,))
+        self.editing: int | None = None
+        """The turn whose question is in the prompt to be changed."""
+        self._first_client = client
+        self._thoughts_open = False
+        self._saving = True
+        """Until the disk refuses."""
 
     def body(self) -> ComposeResult:
-        yield Static(id="chat-head", markup=False)
-        yield ChatLog(id="chat-log")
+        with Horizontal(id="chat-sides"):
+            yield ChatSide(self.chat.models[0], 0, self._first_client)
+        yield Static(id="chat-note", classes="notice", markup=False)
         yield Prompt(id="chat-prompt")
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         self.query_one(Prompt).focus()
-        self.query_one(ChatLog).anchor()
-        self._start(self._client)
+        if len(self.chat.models) > 1:
+            await self.query_one("#chat-sides").mount(ChatSide(self.chat.models[1], 1))
+        if self.chat.turns:
+            await self._draw_chat()
+        self._note()
 
-    async def on_unmount(self) -> None:
-        await self._client.close()
+    @property
+    def sides(self) -> list[ChatSide]:
+        return list(self.query(ChatSide))
+
+    @property
+    def model(self) -> str:
+        return self.chat.models[0]
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation with the first model, without the system prompt."""
+        return replace(self.chat, system="").messages(0)
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the first model said when it was loaded."""
+        return self.sides[0].ready
 
     @property
     def busy(self) -> bool:
         """Whether a reply is on its way."""
-        return bool(self._pending)
+        return any(side.busy for side in self.sides)
 
-    def _start(self, client: ChatClient) -> None:
-        self._client, self._failed, self.ready = client, False, None
-        self._show_head(f"loading{glyphs().ellipsis}")
-        self.run_worker(self._talk(client), group="chat", exclusive=True, exit_on_error=False)
-
-    async def _talk(self, client: ChatClient) -> None:
-        await client.start()
-        async for reply in client.replies():
-            await self._take(reply)
-
-    # what the worker says
-
-    async def _take(self, reply: Reply) -> None:
-        if isinstance(reply, Piece):
-            if answer := self._pending.get(reply.id):
-                answer.feed(reply.text)
-            return
-        if isinstance(reply, Loading):
-            total = f" of {fmt.size(reply.total)}" if reply.total else ""
-            self._show_head(f"{one_line(reply.message)} {fmt.size(reply.done)}{total}")
-        elif isinstance(reply, Ready):
-            self._loaded(reply)
-        elif isinstance(reply, Failed):
-            await self._fail(reply)
-        elif answer := self._pending.pop(reply.id, None):
-            await self._complete(answer, reply)
-        self.refresh_bindings()
-
-    def _loaded(self, ready: Ready) -> None:
-        self.ready = ready
-        chars = glyphs()
-        bits, context = f"{ready.bits_per_weight:.1f} bits", f"context {ready.context_length or 'unknown'}"
-        self._show_head(f" {chars.dot} ".join([bits, context, one_line(f"{ready.backend}: {ready.reason}")]))
-        for text in ([] if ready.has_chat_template else [NO_TEMPLATE]) + [plain(note) for note in ready.notes]:
-            self._add(Notice(text))
-        for answer in self._pending.values():
-            answer.say(f"reading{chars.ellipsis}")
-
-    async def _complete(self, answer: Answer, done: Done) -> None:
-        self.messages.append({"role": "assistant", "content": answer.text})
-        self._last_answer = answer
-        await answer.finish(figures_line(done))
-
-    async def _fail(self, failed: Failed) -> None:
-        """Say it where the reply would have stood, and give the question back."""
-        requests = [failed.id] if failed.id in self._pending else list(self._pending) if failed.fatal else []
-        for request in requests:
-            await self._pending.pop(request).fail(f"{glyphs().failed} {failed.message}")
-            self._take_question_back()
-        if not requests:
-            self._add(Notice(f"{glyphs().failed} {failed.message}", error=True))
-        if failed.fatal:
-            self._failed = True
-            self._show_head("not running")
-            self._add(Notice("ctrl+r starts the model again."))
-
-    def _take_question_back(self) -> None:
-        prompt = self.query_one(Prompt)
-        question = self.messages.pop()["content"] if self.messages else ""
-        if not prompt.text.strip():
-            prompt.text = question
-            prompt.move_cursor(prompt.document.end)
-
-    # what the person does
+    # turns
 
     @on(Prompt.Submitted)
     async def _send(self, event: Prompt.Submitted) -> None:
-        if self.busy or self._failed:
-            reason = "The model is not running; ctrl+r starts it again." if self._failed else "Wait, or stop with esc."
+        running = [side for side in self.sides if not side.failed]
+        if self.busy or not running:
+            reason = "Wait, or stop with esc." if self.busy else "The model is not running; ctrl+r starts it again."
             self.notify(reason, severity="warning", timeout=3)
             return
         self.query_one(Prompt).text = ""
-        self.messages.append({"role": "user", "content": event.text})
-        self._add(Question(event.text))
-        await self._ask()
+        if self.editing is not None:
+            await self._forget_from(self.editing)
+        self.chat = self.chat.asking(event.text, time.time())
+        await self._ask(event.text)
 
-    async def _ask(self) -> None:
-        answer = Answer()
-        await self.query_one(ChatLog).mount(answer)
-        self.query_one(ChatLog).anchor()
-        answer.say(f"{'reading' if self.ready else 'waiting for the model'}{glyphs().ellipsis}")
-        system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
-        self._pending[await self._client.ask(system + self.messages, self.settings.sampling)] = answer
-        self.refresh_bindings()
+    async def _ask(self, question: str | None) -> None:
+        """Put the last question to every model that runs."""
+        chat = self._with_one_seed()
+        for side in self.sides:
+            if not side.failed:
+                await side.ask(question, chat)
+        self._note()
+
+    def _with_one_seed(self) -> Chat:
+        """Two models draw with the same seed, or their answers could not be compared."""
+        sampling = self.chat.sampling
+        if len(self.sides) == 1 or sampling.seed is not None:
+            return self.chat
+        return replace(self.chat, sampling=replace(sampling, seed=len(self.chat.turns)))
+
+    @on(ChatSide.Answered)
+    async def _answered(self, event: ChatSide.Answered) -> None:
+        self.chat = self.chat.answered(event.side.index, event.reply, time.time())
+        self._save()
+        self._note()
+        if len(self.sides) > 1 and not self.busy:
+            self.run_worker(self._compare_answers(), group="differences", exclusive=True, exit_on_error=False)
+
+    @on(ChatSide.Refused)
+    def _refused(self) -> None:
+        """A question that no model answered comes back."""
+        if self.busy or not self.chat.turns or any(self.chat.turns[-1].replies):
+            return
+        turn = self.chat.turns[-1]
+        self.chat = replace(self.chat, turns=self.chat.turns[:-1])
+        prompt = self.query_one(Prompt)
+        if not prompt.text.strip():
+            prompt.text = turn.question
+            prompt.move_cursor(prompt.document.end)
+        self._note()
+
+    async def _compare_answers(self) -> None:
+        replies = self.chat.turns[-1].replies if self.chat.turns else ()
+        if len(replies) < 2 or replies[0] is None or replies[1] is None:
+            return
+        first, second = (split_thought(reply.text).answer for reply in replies if reply)
+        found = await in_thread(compare_answers, first, second)
+        for side, spans in zip(self.sides, (found.first, found.second), strict=False):
+            side.mark(spans)
+        same = "the same words" if found.shared == 1 else f"{100 * found.shared:.0f} % of the words shared"
+        start = "" if found.shared == 1 else f", the first {found.same_start} the same"
+        self._note(f"{same}{start}")
+
+    async def _forget_from(self, turn: int) -> None:
+        """Drop a turn and all after it."""
+        for side in self.sides:
+            await side.forget_turns(len(self.chat.turns) - turn)
+        self.chat, self.editing = self.chat.before(turn), None
+
+    def _save(self) -> None:
+        if self._saving and self.awq.preferences.save_chats:
+            self.run_worker(self._write(self.chat), group="save", exit_on_error=False)
+
+    async def _write(self, chat: Chat) -> None:
+        try:
+            await in_thread(save_chat, chat)
+        except OSError as error:
+            self._saving = False
+            self.notify(f"This conversation cannot be kept: {error.strerror or error}.", severity="warning")
+
+    # keys
 
     async def action_stop(self) -> None:
-        await self._client.cancel()
+        for side in self.sides:
+            await side.stop()
 
     async def action_leave(self) -> None:
-        if self.messages or self.query_one(Prompt).text.strip():
-            self.app.push_screen(ConfirmModal("Leave this chat? The conversation is not kept.", "Leave"), self._leave)
+        if self.query_one(Prompt).text.strip():
+            question = "Leave this chat? What is in the prompt was not sent."
+            self.app.push_screen(ConfirmModal(question, "Leave"), self._leave)
         else:
             await self.awq.action_back()
 
@@ -181,31 +208,54 @@ class ChatScreen(SectionScreen):
             await self.awq.action_back()
 
     async def action_again(self) -> None:
-        if self._failed:
-            await self._client.close()
-            self._start(ChatClient(self.model))
-        elif not self.busy and self.messages:
-            if self.messages[-1]["role"] == "assistant":
-                self.messages.pop()
-                if self._last_answer is not None:
-                    await self._last_answer.remove()
-            await self._ask()
+        gone = [side for side in self.sides if side.failed]
+        for side in gone:
+            await side.restart()
+        if gone or self.busy or not self.chat.turns:
+            return
+        turn = self.chat.turns[-1]
+        self.chat = replace(
+            self.chat, turns=(*self.chat.turns[:-1], replace(turn, replies=(None,) * len(turn.replies)))
+        )
+        await self._ask(None)
 
     async def action_new(self) -> None:
-        if self.busy:
-            await self._client.cancel()
-        self._pending.clear()
-        self.messages.clear()
-        await self.query_one(ChatLog).remove_children()
-        if self.ready and not self.ready.has_chat_template:
-            self._add(Notice(NO_TEMPLATE))
+        """This conversation is on disk already."""
+        for side in self.sides:
+            await side.clear()
+        self.chat = replace(self.chat, id="", created=0.0, turns=())
+        self.editing = None
         self.query_one(Prompt).focus()
+        self._note()
+
+    def action_edit(self) -> None:
+        """The last question into the prompt; pressed again, the one before."""
+        turns = self.chat.turns
+        if self.busy or not turns:
+            return
+        self.editing = len(turns) - 1 if self.editing is None else max(0, self.editing - 1)
+        prompt = self.query_one(Prompt)
+        prompt.text = turns[self.editing].question
+        prompt.move_cursor(prompt.document.end)
+        prompt.focus()
+        self._note()
+
+    def action_stop_editing(self) -> None:
+        self.editing = None
+        self.query_one(Prompt).text = ""
+        self._note()
 
     def action_settings(self) -> None:
-        self.app.push_screen(SamplingModal(self.settings), self._use)
+        self.app.push_screen(SamplingModal(ChatSettings(self.chat.system, self.chat.sampling)), self._use)
 
     def _use(self, settings: ChatSettings | None) -> None:
-        self.settings = settings or self.settings
+        if settings:
+            self.chat = replace(self.chat, system=settings.system, sampling=settings.sampling)
+
+    def action_thoughts(self) -> None:
+        self._thoughts_open = not self._thoughts_open
+        for thought in self.query(Thought):
+            thought.toggle(self._thoughts_open)
 
     def action_copy(self) -> None:
         replies = [message["content"] for message in self.messages if message["role"] == "assistant"]
@@ -213,42 +263,93 @@ class ChatScreen(SectionScreen):
             self.app.copy_to_clipboard(replies[-1])
             self.notify("The last reply was copied.", timeout=2)
 
+    async def action_compare(self) -> None:
+        """Put a second model beside the first, or take it away."""
+        if len(self.sides) > 1:
+            await self.sides[1].remove()
+            self.chat = self.chat.with_models(self.chat.models[:1])
+            self.sides[0].unmark()
+            self._note()
+            return
+        found = await in_thread(comparison_entries, self.model, self.awq.summaries, self.awq.settings.folders)
+        self.app.push_screen(PickModal("Beside this model", found), self._put_beside)
+
+    async def _put_beside(self, model: str | None) -> None:
+        if model is None:
+            return
+        self.chat = self.chat.with_models((self.model, model))
+        side = ChatSide(model, 1)
+        await self.query_one("#chat-sides").mount(side)
+        await side.show(self.chat)
+        self._note()
+
+    def action_chats(self) -> None:
+        self.app.push_screen(ChatsModal(), self._open_chat)
+
+    async def _open_chat(self, chat: Chat | None) -> None:
+        """Go on with a stored conversation: here, when it is with the same models."""
+        if chat is None:
+            return
+        if chat.models != self.chat.models:
+            self.awq.open_chat(chat.models[0], chat)
+            return
+        self.chat, self.editing = chat, None
+        await self._draw_chat()
+        self._note()
+
+    async def _draw_chat(self) -> None:
+        for side in self.sides:
+            await side.show(self.chat)
+
+    async def action_export(self) -> None:
+        try:
+            files = await in_thread(export_chat, self.chat, Path.cwd())
+        except OSError as error:
+            message = f"{Path.cwd()} cannot be written to: {error.strerror or error}."
+            self.awq.show_error("Nothing was exported", message)
+        else:
+            self.notify(f"{files[0]} and .json", title="Exported", timeout=8)
+
     def action_scroll(self, direction: int) -> None:
-        log = self.query_one(ChatLog)
-        log.scroll_relative(y=direction * max(1, log.size.height - 2), animate=False)
+        for side in self.sides:
+            log = side.log_view
+            log.scroll_relative(y=direction * max(1, log.size.height - 2), animate=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only the keys that make sense now are in the footer."""
+        if not self.is_mounted:
+            return True
+        idle, turns = not self.busy, bool(self.chat.turns)
         allowed = {
             "stop": self.busy,
-            "leave": not self.busy,
-            "again": self._failed or (bool(self.messages) and not self.busy),
-            "copy": any(message["role"] == "assistant" for message in self.messages),
+            "stop_editing": idle and self.editing is not None,
+            "leave": idle and self.editing is None,
+            "again": any(side.failed for side in self.sides) or (turns and idle),
+            "edit": turns and idle,
+            "copy": any(turn.replies[0] for turn in self.chat.turns),
+            "export": turns and idle,
+            "compare": idle,
+            "thoughts": any(thought.has_class("-there") for thought in self.query(Thought)),
+            "chats": idle,
         }
         return allowed.get(action, True)
 
-    # drawing
+    @on(ChatSide.Changed)
+    def _keys_changed(self) -> None:
+        self.refresh_bindings()
 
-    def _show_head(self, state: str) -> None:
-        model = self.ready.model if self.ready else self.model
-        name = one_line(model.rstrip("/").rsplit("/", 1)[-1] or model)
-        self.query_one("#chat-head", Static).update(Content.assemble((name, "bold"), f"  {state}"))
-
-    def _add(self, widget: Question | Notice) -> None:
-        log = self.query_one(ChatLog)
-        log.mount(widget)
-        log.anchor()
-
-
-def figures_line(done: Done) -> str:
-    """`142 tokens · 31.5 tok/s · first 0.38 s · context 612/32768`."""
-    context = f"{done.context_used}/{done.context_length}" if done.context_length else str(done.context_used)
-    parts = [
-        f"{done.new_tokens} tokens",
-        f"{done.tokens_per_second:.1f} tok/s",
-        f"first {done.seconds_to_first_token:.2f} s",
-        f"context {context}",
-        *([f"seed {done.seed}"] if done.seed is not None else []),
-        *([ENDINGS[done.finish_reason]] if done.finish_reason in ENDINGS else []),
-    ]
-    return f" {glyphs().dot} ".join(parts)
+    def _note(self, comparison: str = "") -> None:
+        """The line above the prompt: what is being edited, or how two answers compare."""
+        text = comparison
+        if self.editing is not None:
+            later = len(self.chat.turns) - self.editing - 1
+            kept = "; the conversation as it is stays among the chats" if later else ""
+            text = f"editing question {self.editing + 1} of {len(self.chat.turns)}: enter asks it anew{kept}"
+        elif not text and len(self.chat.models) > 1:
+            text = f" {glyphs().dot} ".join(
+                f"{letter} {model_name(m)}" for letter, m in zip("AB", self.chat.models, strict=False)
+            )
+        note = self.query_one("#chat-note", Static)
+        note.update(text)
+        note.display = bool(text)
+        self.refresh_bindings()

@@ -16,7 +16,7 @@ HIDDEN_ACTIONS = ("focus_next", "focus_previous", "copy_text", "help_quit")
 
 
 class HelpScreen(ModalScreen[None]):
-    """Explains `subject`; the keymap ids are shown so that settings.json can rebind them."""
+    """Explains `subject`; the keymap ids are shown so that `config.toml` can rebind them."""
 
     CSS_PATH = "modal.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.widgets import DataTable, Static
 
 from awq_engine.errors import AwqError
-from awq_engine.format import preset_label, size
+from awq_engine.format import age, preset_label, size
 from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line, plain
 from awq_tui.background import in_thread
@@ -217,14 +217,6 @@ def recipe(summary: RunSummary) -> str:
         return "unreadable"
     config = summary.file.config
     return preset_label(config.bits, config.group_size, config.preset, method=config.method, symmetric=config.symmetric)
-
-
-def age(seconds: float) -> str:
-    """How long ago, in one unit: `12 s`, `5 min`, `3 h`, `2 d`."""
-    for limit, unit, divisor in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600)):
-        if seconds < limit:
-            return f"{max(0, int(seconds // divisor))} {unit}"
-    return f"{int(seconds // 86400)} d"
 
 
 def note(summary: RunSummary) -> str:

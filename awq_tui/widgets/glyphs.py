@@ -40,25 +40,32 @@ class Glyphs:
     done: str
     failed: str
     ellipsis: str
+    folded: str
+    opened: str
 
 
 UNICODE = Glyphs(
     eighths=" ▁▂▃▄▅▆▇█", axis="─", tick="┴", edge="│", point="•", best="◆", levels="░▒▓█!", planned="·", working="◌",
     filled="█", empty="░", arrow="→", dot="·", alpha="α", delta="Δ", rising="▲", falling="▼", outlier="●",
-    done="✓", failed="✗", ellipsis="…",
+    done="✓", failed="✗", ellipsis="…", folded="▸", opened="▾",
 )  # fmt: skip
 ASCII = Glyphs(
     eighths=" ..::||##", axis="-", tick="+", edge="|", point="*", best="O", levels=".-=#!", planned="'", working="o",
     filled="#", empty=".", arrow="->", dot="-", alpha="alpha", delta="d ", rising="^", falling="v",
-    outlier="*", done="ok", failed="x", ellipsis="...",
+    outlier="*", done="ok", failed="x", ellipsis="...", folded=">", opened="v",
 )  # fmt: skip
 
 
+POOR_TERMINALS = ("linux", "vt100", "vt220", "dumb")
+"""Their fonts lack most of our characters, whatever encoding they speak."""
+
+
 def choose_glyphs(encoding: str | None, environment: Mapping[str, str]) -> Glyphs:
-    """`AWQ_TUI_ASCII=1` forces ASCII; otherwise the encoding of the terminal decides."""
-    if environment.get("AWQ_TUI_ASCII", "0") not in ("", "0"):
-        return ASCII
-    return UNICODE if (encoding or "").lower().replace("-", "").startswith("utf") else ASCII
+    """`AWQ_TUI_ASCII=1` forces ASCII, `0` forbids it; otherwise encoding and kind of the terminal decide."""
+    if wish := environment.get("AWQ_TUI_ASCII", ""):
+        return UNICODE if wish == "0" else ASCII
+    speaks = (encoding or "").lower().replace("-", "").startswith("utf")
+    return UNICODE if speaks and environment.get("TERM", "") not in POOR_TERMINALS else ASCII
 
 
 def glyphs() -> Glyphs:

@@ -33,6 +33,8 @@ class MarkdownFeed:
         self._markdown = markdown
         self._waiting: list[str] = []
         self._text: list[str] = []
+        self._anew = False
+        """What is drawn is to be taken away first."""
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
@@ -45,6 +47,12 @@ class MarkdownFeed:
         """Add text; it is drawn soon."""
         self._waiting.append(fragment)
         self._text.append(fragment)
+        self._news.set()
+
+    def replace(self, text: str) -> None:
+        """Draw `text` in the place of everything fed so far."""
+        self._anew = True
+        self._waiting, self._text = [text], [text]
         self._news.set()
 
     async def finish(self) -> None:
@@ -64,5 +72,8 @@ class MarkdownFeed:
             fragment = "".join(self._waiting)
             self._waiting.clear()
             started = time.perf_counter()
+            if self._anew:
+                self._anew = False
+                await self._markdown.update("")
             await self._markdown.append(fragment)
             await asyncio.sleep(max(MIN_REST, REST_PER_COST * (time.perf_counter() - started)))

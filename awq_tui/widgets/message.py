@@ -5,12 +5,18 @@ All text passes through `plain`; none of it is ever parsed as Textual markup, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Markdown, Static
 
 from awq_engine.sanitize import plain
+from awq_tui.differences import Span
+from awq_tui.thoughts import Parts, split_thought
 from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
+from awq_tui.widgets.thought import Thought
 
 
 class Question(Static):
@@ -43,38 +49,63 @@ class Notice(Static):
 
 
 class Answer(Vertical):
-    """A reply that grows, and a line of figures under it."""
+    """A reply that grows: its thought, folded, its text, and a line of figures under it."""
 
     DEFAULT_CSS = """
     Answer { height: auto; margin-top: 1; }
     Answer > Markdown { height: auto; padding: 0 1; margin: 0; background: transparent; }
+    Answer > .marked { display: none; height: auto; padding: 0 1; }
     Answer > .figures { padding: 0 1; color: $text-muted; }
     Answer > .figures.-error { color: $text-error; border-left: outer $error; }
+    Answer.-marked > Markdown { display: none; }
+    Answer.-marked > .marked { display: block; }
     """
 
     _feed: MarkdownFeed | None = None
+    _text = ""
+    _figures = ""
 
     def compose(self) -> ComposeResult:
+        yield Thought()
         yield Markdown(parser_factory=reply_parser, open_links=False)
+        yield Static("", classes="marked", markup=False)
         yield Static("", classes="figures", markup=False)
 
     @property
     def text(self) -> str:
-        """The reply so far."""
-        return self._feed.text if self._feed else ""
+        """The reply so far, its thought included."""
+        return self._text
 
     def say(self, figures: str) -> None:
         """What stands under the reply while it is made."""
+        self._figures = figures
         self.query_one(".figures", Static).update(figures)
+
+    def add_line(self, text: str) -> None:
+        """One more line under the figures."""
+        self._figures += f"\n{text}"
+        self.query_one(".figures", Static).update(self._figures)
 
     def feed(self, fragment: str) -> None:
         """More of the reply."""
+        self._text += plain(fragment)
+        self._draw(split_thought(self._text, complete=False))
+
+    def _draw(self, parts: Parts) -> None:
+        self.query_one(Thought).show(parts.thought, parts.thinking)
         if self._feed is None:
+            if not parts.answer:
+                return
             self._feed = MarkdownFeed(self.query_one(Markdown))
-        self._feed.feed(plain(fragment))
+        drawn = self._feed.text
+        if not parts.answer.startswith(drawn):  # a closing tag without an opening one: that was the thought
+            self._feed.replace(parts.answer)
+        elif fresh := parts.answer[len(drawn) :]:
+            self._feed.feed(fresh)
 
     async def finish(self, figures: str) -> None:
         """The reply is complete."""
+        self._draw(split_thought(self._text))
         if self._feed is not None:
             await self._feed.finish()
         self.say(figures)
@@ -83,6 +114,12 @@ class Answer(Vertical):
         """The reply will not be completed; what there is of it stays."""
         await self.finish(plain(message))
         self.query_one(".figures", Static).add_class("-error")
+
+    def mark(self, spans: Sequence[Span]) -> None:
+        """Show the answer as plain text with what differs marked; without spans, as it was."""
+        self.set_class(bool(spans), "-marked")
+        styled = [(span.text, "bold underline $text-accent" if span.differs else "") for span in spans]
+        self.query_one(".marked", Static).update(Content.assemble(*styled))
 
     async def on_unmount(self) -> None:
         if self._feed is not None:

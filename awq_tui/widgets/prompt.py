@@ -9,13 +9,16 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+FOREIGN_KEYS = ("f6", "f7")
+"""Keys that a text area takes for selecting and the app for other things."""
+
 
 class Prompt(TextArea):
     """Grows from one line to eight."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="prompt.send", show=False, tooltip="Send the text."),
-        Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^j", id="prompt.new_line",
+        Binding("shift+enter,ctrl+j", "new_line", "New line", key_display="^j", id="prompt.new_line", show=False,
                 tooltip="shift+enter works only in terminals that can tell it from enter; ctrl+j everywhere."),
     ]  # fmt: skip
     DEFAULT_CSS = """
@@ -33,8 +36,10 @@ class Prompt(TextArea):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False, compact=False,
-            placeholder="Say something; enter sends",
+            placeholder="Say something; enter sends, ctrl+j starts a line",
         )  # fmt: skip
+        for key in FOREIGN_KEYS:
+            self._bindings.key_to_bindings.pop(key, None)
 
     async def _on_key(self, event: events.Key) -> None:
         """Run our bindings here, in the order of typing.

@@ -30,6 +30,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def age(seconds: float) -> str:
+    """How long ago, in one unit: `12 s`, `5 min`, `3 h`, `2 d`."""
+    for limit, unit, divisor in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600)):
+        if seconds < limit:
+            return f"{max(0, int(seconds // divisor))} {unit}"
+    return f"{int(seconds // 86400)} d"
+
+
 def loss(value: float | None) -> str:
     """A mean squared error: `4.1e-4`."""
     if value is None or not math.isfinite(value):

@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import platformdirs
@@ -232,10 +233,13 @@ def spawn_engine(run: Run) -> subprocess.Popen[bytes]:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temp file, fsync, rename, fsync of the folder: after this the file is whole, or was never there."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Temp file, fsync, rename, fsync of the folder: after this the file is whole, or was never there.
+
+    `mode` are the permissions of a new file, less what the process masks.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

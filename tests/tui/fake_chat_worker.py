@@ -2,7 +2,8 @@
 
     python fake_chat_worker.py MODE MODEL
 
-MODE `plain` has no chat template, `broken` fails to load, `crash` dies at the first question; anything else is normal.
+MODE `plain` has no chat template, `broken` fails to load, `crash` dies at the first question, `other` shouts its last
+word; anything else is normal.
 A question is answered with its own text after `say `, slowly and without end after `count`, with an error after `fail`.
 """
 
@@ -25,7 +26,7 @@ def send(kind: str, **fields: Any) -> None:
     print(json.dumps({"type": kind, **fields}), flush=True)
 
 
-def pieces(question: dict[str, Any]) -> list[str]:
+def pieces(question: dict[str, Any], mode: str) -> list[str]:
     """What to say, in small pieces."""
     last = question["messages"][-1]["content"]
     if last == "settings":
@@ -36,15 +37,18 @@ def pieces(question: dict[str, Any]) -> list[str]:
         return [f"{number} " for number in range(10_000)]
     else:
         text = last.removeprefix("say ")
+    if mode == "other":
+        head, space, last = text.rpartition(" ")
+        text = head + space + last.upper()
     return [text[start : start + 3] for start in range(0, len(text), 3)]
 
 
-def answer(question: dict[str, Any], cancelled: threading.Event) -> None:
+def answer(question: dict[str, Any], cancelled: threading.Event, mode: str) -> None:
     last = question["messages"][-1]["content"]
     if last.startswith("fail"):
         send("error", id=question["id"], message="The conversation [/x] does not fit.", exit_code=2, fatal=False)
         return
-    for piece in pieces(question):
+    for piece in pieces(question, mode):
         if cancelled.is_set():
             break
         send("text", id=question["id"], text=piece)
@@ -81,7 +85,7 @@ def main(mode: str, model: str) -> int:
             print("Traceback: the sky fell [/down]", file=sys.stderr, flush=True)
             return 7
         cancelled.clear()
-        answer(question, cancelled)
+        answer(question, cancelled, mode)
     return 0
 
 

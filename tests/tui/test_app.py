@@ -27,10 +27,11 @@ from awq_tui.screens.models import ModelsScreen
 from awq_tui.screens.run import RunScreen
 from awq_tui.screens.runs import RunsScreen
 from awq_tui.screens.too_small import TooSmallScreen
-from awq_tui.settings import Settings, load_settings, save_settings, settings_path
+from awq_tui.settings import load_settings, settings_path
 from awq_tui.widgets.top_bar import describe_machine
 from tests.tui.hosting import DEADLINE, SIZES, screen_text, until
 from tests.tui.recorded_run import append, block, new_run, opening, recorded_run
+from tests.tui.test_preferences import configure
 
 SECTION_SCREENS = [
     ("2", "runs", RunsScreen),
@@ -174,7 +175,7 @@ async def test_a_theme_is_remembered() -> None:
     assert AwqApp().theme == "awq-light"
 
 
-@pytest.mark.parametrize("theme", ["awq-dark", "awq-light", "ansi-dark", "ansi-light"])
+@pytest.mark.parametrize("theme", ["awq-dark", "awq-light", "awq-contrast", "ansi-dark", "ansi-light"])
 async def test_every_theme_draws_every_section(theme: str) -> None:
     app = AwqApp()
     async with app.run_test(size=(80, 24), notifications=True) as pilot:
@@ -186,14 +187,14 @@ async def test_every_theme_draws_every_section(theme: str) -> None:
 
 
 async def test_keys_can_be_rebound_by_id() -> None:
-    save_settings(Settings(keymap={"section.runs": "g"}))
+    configure('[keys]\n"section.runs" = "g"')
     app = AwqApp()
     async with app.run_test(notifications=True) as pilot:
         await pilot.press("g")
         await until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"theme": 7, "folders": "x", "keymap": []}', '{"theme": "gone"}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"theme": 7, "folders": "x", "section": []}', '{"theme": "gone"}'])
 def test_damaged_settings_are_the_defaults(text: str) -> None:
     settings_path().parent.mkdir(parents=True)
     settings_path().write_text(text)

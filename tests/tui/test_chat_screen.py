@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,15 +11,21 @@ from textual import events
 from textual.widgets import Input, Markdown, TextArea
 from textual.widgets._markdown import MarkdownBlock
 
+from awq_engine.report import REPORT_NAME
 from awq_tui.chat_client import ChatClient, Sampling
+from awq_tui.chats import list_chats
 from awq_tui.screens.chat import ChatScreen
+from awq_tui.screens.chats import ChatTable
 from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.screens.pick import comparison_entries, original_of
 from awq_tui.screens.sampling import SamplingModal, read_sampling
 from awq_tui.widgets.chat_log import ChatLog
 from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
 from awq_tui.widgets.message import Answer
 from awq_tui.widgets.prompt import Prompt
+from tests.engine.safetensors_files import model_folder
 from tests.tui.hosting import SIZES, screen_text, staged, until
+from tests.tui.test_preferences import configure
 
 FAKE = Path(__file__).with_name("fake_chat_worker.py")
 
@@ -112,6 +119,8 @@ async def test_escape_leaves_only_after_a_question_when_there_is_something_to_lo
     screen = chat_of()
     async with staged(screen) as pilot:
         await ask(pilot, screen, "say hi")
+        client = screen.sides[0]._client
+        screen.query_one(Prompt).text = "not sent"
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmModal))
         await pilot.press("n")
@@ -120,7 +129,7 @@ async def test_escape_leaves_only_after_a_question_when_there_is_something_to_lo
         await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmModal))
         await pilot.press("y")
         await until(pilot, lambda: not screen.is_attached)
-        await until(pilot, lambda: not screen._client.alive)
+        await until(pilot, lambda: not client.alive)
 
 
 async def test_again_replaces_the_last_reply() -> None:
@@ -207,7 +216,8 @@ async def test_a_crash_keeps_the_question_and_can_be_restarted(monkeypatch: pyte
         assert "the sky fell [/down]" in screen_text(pilot)
         assert screen.query_one(Prompt).text == "say hi"
         monkeypatch.setattr(
-            "awq_tui.screens.chat.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "normal"])
+            "awq_tui.widgets.chat_side.ChatClient",
+            lambda model: ChatClient(model, [sys.executable, str(FAKE), "normal"]),
         )
         await pilot.press("ctrl+r")
         await until(pilot, lambda: screen.ready is not None)
@@ -250,6 +260,150 @@ async def test_the_view_follows_until_the_person_scrolls_up() -> None:
         await until(pilot, lambda: log.follows and log.scroll_y == log.max_scroll_y)
         end = log.max_scroll_y
         await until(pilot, lambda: log.max_scroll_y > end and log.scroll_y == log.max_scroll_y)
+
+
+async def test_a_thought_is_folded_and_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say <think>Hm, [/two].</think>\n\nIt is **two**.")
+        assert "▸ thought · 2 words" in screen_text(pilot)
+        assert "Hm, [/two]" not in screen_text(pilot).split("▸")[1]
+        await pilot.press("f3")
+        await until(pilot, lambda: "Hm, [/two]." in screen_text(pilot).split("▾ thought")[-1])
+        await ask(pilot, screen, "roles")
+        assert screen.messages[1]["content"] == "It is **two**."
+
+
+async def test_a_thought_without_an_opening_tag_leaves_the_answer() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say Secretly.\n</think>\n\nLoudly.")
+        await until(pilot, lambda: "Secretly" not in screen_text(pilot).split("▌ say")[1].split("</think>")[1])
+        assert screen.messages[1]["content"] == "Loudly."
+
+
+async def test_editing_asks_anew_and_keeps_what_came_before() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say one")
+        await ask(pilot, screen, "say two")
+        first = screen.chat.id
+        await pilot.press("f5")
+        assert screen.query_one(Prompt).text == "say two"
+        await pilot.press("f5")
+        await until(pilot, lambda: "editing question 1 of 2" in screen_text(pilot))
+        assert screen.query_one(Prompt).text == "say one"
+        await pilot.press(*"!", "enter")
+        await until(pilot, lambda: replies_of(screen) == ["one!"])
+        await until(pilot, lambda: "two" not in screen_text(pilot) and len(screen.query(Answer)) == 1)
+        assert screen.chat.id != first
+        await until(pilot, lambda: {chat.title for chat in list_chats()} == {"say one", "say one!"})
+
+
+async def test_escape_leaves_the_editing_first() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say one")
+        await pilot.press("f5", "escape")
+        await until(pilot, lambda: screen.query_one(Prompt).text == "" and screen.editing is None)
+        assert replies_of(screen) == ["one"]
+
+
+async def test_conversations_are_kept_found_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say apples")
+        await pilot.press("ctrl+n")
+        await ask(pilot, screen, "say pears")
+        await until(pilot, lambda: len(list_chats()) == 2)
+        await pilot.press("f8")
+        await until(pilot, lambda: "2 conversations" in screen_text(pilot))
+        await pilot.press("slash", *"apple")
+        await until(pilot, lambda: "1 conversations" in screen_text(pilot) and "pears" not in modal_text(pilot))
+        await pilot.press("enter", "e")
+        await until(pilot, lambda: list(Path.cwd().glob("awq-chat-*-say-apples.md")))
+        await pilot.press("enter")
+        await until(pilot, lambda: pilot.app.screen is screen and replies_of(screen) == ["apples"])
+        assert "31.5 tok/s" in screen_text(pilot)
+        await ask(pilot, screen, "roles")
+        assert replies_of(screen) == ["apples", "user assistant user"]
+        assert len(list_chats()) == 2
+
+
+async def test_a_conversation_can_be_deleted() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say [/x]")
+        await pilot.press("f8")
+        await until(pilot, lambda: "say [/x]" in modal_text(pilot))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmModal))
+        await pilot.press("y")
+        await until(pilot, lambda: list_chats() == [] and "No conversation yet" in screen_text(pilot))
+
+
+async def test_nothing_is_kept_where_the_person_does_not_want_it() -> None:
+    configure("save_chats = false")
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say secret")
+        await pilot.pause(0.1)
+        assert list_chats() == []
+
+
+async def test_two_models_answer_side_by_side_and_what_differs_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "awq_tui.widgets.chat_side.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "other"])
+    )
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        await ask(pilot, screen, "say before")
+        await screen._put_beside("/models/original")
+        await until(pilot, lambda: screen.sides[1].ready is not None)
+        assert screen_text(pilot).count("▌ say before") == 2
+        screen.query_one(Prompt).text = "say the same words"
+        await pilot.press("enter")
+        await until(pilot, lambda: "% of the words shared, the first 2 the same" in screen_text(pilot))
+        assert [reply.text for reply in screen.chat.turns[1].replies if reply] == ["the same words", "the same WORDS"]
+        assert len(screen.query("Answer.-marked")) == 2
+        screen.query_one(Prompt).text = "settings"
+        await pilot.press("enter")
+        await until(pilot, lambda: not screen.busy and len(screen.chat.turns) == 3)
+        seeds = [json.loads(reply.text.lower())["seed"] for reply in screen.chat.turns[2].replies if reply]
+        assert seeds[0] == seeds[1] is not None
+        await pilot.press("f7")
+        await until(pilot, lambda: len(screen.sides) == 1 and not screen.query("Answer.-marked"))
+
+
+async def test_one_of_two_models_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "awq_tui.widgets.chat_side.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "broken"])
+    )
+    screen = chat_of()
+    async with staged(screen, (80, 24)) as pilot:
+        await screen._put_beside("/models/original")
+        await until(pilot, lambda: "There is no model" in screen_text(pilot))
+        screen.query_one(Prompt).text = "say alone"
+        await pilot.press("enter")
+        await until(pilot, lambda: replies_of(screen) == ["alone"])
+        assert screen.chat.turns[0].replies[1] is None
+
+
+async def test_the_original_is_offered_first(tmp_path: Path) -> None:
+    original, output = tmp_path / "here" / "tiny", tmp_path / "here" / "tiny-AWQ"
+    model_folder(original)
+    model_folder(output)
+    (output / REPORT_NAME).write_text(json.dumps({"config": {"model": str(original)}, "layers": []}))
+    found = comparison_entries(str(output), (), ())
+    assert (found[0].model, found[0].name) == (str(original), "tiny (original)")
+    assert str(output) not in {entry.model for entry in found}
+    assert original_of("org/name") is None
+
+
+def modal_text(pilot) -> str:
+    """What the topmost table shows."""
+    table = pilot.app.screen.query_one(ChatTable)
+    return "\n".join(str(cell) for row in range(table.row_count) for cell in table.get_row_at(row))
 
 
 PROSE = """# Title

@@ -103,3 +103,5 @@ def test_the_terminal_decides_the_characters() -> None:
     assert choose_glyphs("ANSI_X3.4-1968", {}) is ASCII
     assert choose_glyphs(None, {}) is ASCII
     assert choose_glyphs("utf-8", {"AWQ_TUI_ASCII": "1"}) is ASCII
+    assert choose_glyphs("utf-8", {"TERM": "linux"}) is ASCII
+    assert choose_glyphs("utf-8", {"TERM": "linux", "AWQ_TUI_ASCII": "0"}) is UNICODE

@@ -12,13 +12,14 @@ from textual.pilot import Pilot
 
 from awq_engine import events as e
 from awq_engine.errors import UsageError
+from awq_engine.format import age
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_tui import app as app_module
 from awq_tui.app import AwqApp
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.error import ErrorModal
 from awq_tui.screens.run import RunScreen
-from awq_tui.screens.runs import RunsScreen, age, column_widths
+from awq_tui.screens.runs import RunsScreen, column_widths
 from tests.engine.safetensors_files import model_folder
 from tests.tui.hosting import SIZES, screen_text, until
 from tests.tui.recorded_run import append, block, new_run, opening, recorded_run
