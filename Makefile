@@ -8,6 +8,8 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 USUAL := not gpu and not slow and not network
+# two at a time, a core each: torch's own threads would only get in each other's way
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
@@ -23,14 +25,14 @@ run: $(STAMP)
 	@$(BIN)/awq-tui demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "$(USUAL)"
+	$(PYTEST) -m "$(USUAL)"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "$(USUAL)"
+	$(PYTEST) -m "$(USUAL)"
 
 fix: $(STAMP)
 	$(BIN)/ruff format .
