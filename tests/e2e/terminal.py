@@ -40,8 +40,9 @@ class Terminal:
         """Everything the command wrote."""
         self._emulator = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._emulator)
-        inherited = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}  # beat resizing
-        everything = {**inherited, **env, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        everything = {**os.environ, **env, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        for name in ("COLUMNS", "LINES"):  # would hide a change of size from the command
+            everything.pop(name, None)
         self._process: Any = pexpect.spawn(
             command[0], list(command[1:]), cwd=str(cwd), env=everything, dimensions=(rows, columns), timeout=None
         )
