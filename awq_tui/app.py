@@ -1,6 +1,6 @@
-"""The app: four sections, each with its own stack of screens, over the run directories.
+"""The app: five sections, each with its own stack of screens, over the run directories.
 
-    Models  -> Configure          Runs -> Run          Inspect -> one result          Chat -> one model
+    Models -> Configure      Runs -> Run      Inspect -> one result      Chat -> one model      Compare
 
 The app holds what every screen shares: the summaries of all runs (one follower), the machine, the settings and the
 engines it started. Screens are imported when they are first shown, so the first paint waits for nothing, and torch and
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from awq_tui.catalog import Entry
     from awq_tui.chats import Chat
 
-SECTIONS = ("models", "runs", "inspect", "chat")
+SECTIONS = ("models", "runs", "inspect", "chat", "compare")
 RUNS_INTERVAL = 0.5
 """Seconds between two looks at the run directories."""
 MACHINE_INTERVAL = 5.0
@@ -69,6 +69,12 @@ def _runs_screen() -> Screen[Any]:
     from awq_tui.screens.runs import RunsScreen
 
     return RunsScreen()
+
+
+def _compare_screen() -> Screen[Any]:
+    from awq_tui.screens.compare import CompareScreen
+
+    return CompareScreen()
 
 
 def _choose_screen(purpose: str) -> Screen[Any]:
@@ -92,6 +98,7 @@ class AwqApp(App[None]):
         "runs": _runs_screen,
         "inspect": partial(_choose_screen, "inspect"),
         "chat": partial(_choose_screen, "chat"),
+        "compare": _compare_screen,
     }
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
@@ -101,6 +108,8 @@ class AwqApp(App[None]):
         Binding("3", "section('inspect')", "Inspect", id="section.inspect", show=False,
                 tooltip="Per-layer statistics of a result."),
         Binding("4", "section('chat')", "Chat", id="section.chat", show=False, tooltip="Talk to a model."),
+        Binding("5", "section('compare')", "Compare", id="section.compare", show=False,
+                tooltip="What was measured on every result."),
         Binding("f6", "next_section", "Next section", id="section.next", show=False,
                 tooltip="The sections in turn, also while typing."),
         Binding("escape", "back", "Back", id="app.back", show=False, tooltip="To the screen you came from."),
@@ -191,7 +200,11 @@ class AwqApp(App[None]):
 
     def start_engine(self, run: Run) -> None:
         """Start the run's engine, detached, and reap it when it ends; raises `AwqError` or `OSError`."""
-        self._engines.append(spawn_engine(run))
+        self.reap(spawn_engine(run))
+
+    def reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Take note of the end of a detached process, or it stays a zombie."""
+        self._engines.append(process)
 
     def update_settings(self, **changes: object) -> None:
         """Change the settings and store them; a full or read-only disk costs only the memory of them."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from awq_engine.config import RunFile
 from awq_engine.errors import AwqError
+from awq_engine.evaluations import Measuring, measuring
 from awq_engine.journal import JournalReader
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.state import Phase, RunState, reduce
 
 _ENDINGS = {Phase.DONE: RunStatus.DONE, Phase.CANCELLED: RunStatus.CANCELLED, Phase.FAILED: RunStatus.FAILED}
+NOT_MEASURED = Measuring()
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class RunSummary:
     file: RunFile | None
     """None when `run.json` cannot be read; `problem` says why."""
     problem: str = ""
+    measuring: Measuring = NOT_MEASURED
+    """Of a finished run's output."""
 
     @property
     def running(self) -> bool:
@@ -74,4 +78,5 @@ class _Entry:
         for record in self._reader.read():
             self._state = reduce(self._state, record)
         status = RunStatus.RUNNING if locked else _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED)
-        return RunSummary(self._run, status, self._state, self._file, self._problem)
+        measured = measuring(self._run) if status is RunStatus.DONE else NOT_MEASURED
+        return RunSummary(self._run, status, self._state, self._file, self._problem, measured)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.commands.compare import measure
-from awq_engine.comparison import Entry, entries, evaluation_settings
+from awq_engine.comparison import Entry, entries
 from awq_engine.config import Format, RunConfig
+from awq_engine.evaluations import evaluation_settings
 from awq_engine.models import ResolvedModel, resolve_model
 from awq_engine.text_sources import absolute_mix, absolute_spec
 from benchmarks.results_file import append_rows

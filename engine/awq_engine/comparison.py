@@ -8,7 +8,6 @@ measured on a run's output is kept in the run's directory (`evaluation.json`), s
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.format import UNKNOWN, size
 from awq_engine.output import folder_name
-from awq_engine.runs import Run, list_runs, write_atomically
-from awq_engine.text_sources import split_mix
+from awq_engine.runs import Run, list_runs
 
 RECIPES: dict[str, tuple[Method, Preset]] = {
     "rtn": (Method.RTN, RunConfig.preset),
@@ -98,36 +96,6 @@ def earlier_run(config: RunConfig) -> Run | None:
         except BadInputError:
             continue
     return None
-
-
-def evaluation_settings(text: str, seq_len: int, max_tokens: int, device: str) -> dict[str, Any]:
-    """What decides the outcome of an evaluation besides the models; `text` is absolute."""
-    return {
-        "text": text, "text_changed": newest_change(text), "seq_len": seq_len, "max_tokens": max_tokens,
-        "device": device,
-    }  # fmt: skip
-
-
-def newest_change(spec: str) -> float:
-    """Unix time at which a text file of `spec`, or a file in a folder of them, last changed; 0 for what is no file."""
-    paths = [path for part in split_mix(spec) if (path := Path(part)).is_absolute() and path.exists()]
-    files = [file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
-    return max((file.stat().st_mtime for file in files), default=0.0)
-
-
-def stored_evaluation(run: Run, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What was measured on the run's output with these settings, or None."""
-    try:
-        data = json.loads((run.path / "evaluation.json").read_bytes())
-        return data["result"] if data["settings"] == settings else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def store_evaluation(run: Run, settings: dict[str, Any], found: dict[str, Any]) -> None:
-    """Keep a measurement with the run."""
-    data = json.dumps({"settings": settings, "result": found}, indent=2) + "\n"
-    write_atomically(run.path / "evaluation.json", data.encode())
 
 
 def row(entry: Entry, result: dict[str, Any], found: dict[str, Any]) -> Row:

@@ -20,15 +20,12 @@ from awq_engine.comparison import (
     cells,
     earlier_run,
     entries,
-    evaluation_settings,
     markdown,
-    newest_change,
     row,
-    store_evaluation,
-    stored_evaluation,
 )
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.errors import UsageError
+from awq_engine.evaluations import evaluation_settings, newest_change, store_evaluation, stored_evaluation
 from awq_engine.runs import create_run, list_runs
 from tests.engine.tiny_model import write_tiny_model
 

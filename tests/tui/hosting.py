@@ -24,7 +24,7 @@ class Stage(AwqApp):
 
     CSS_PATH = Path(awq_tui.__file__).parent / "app.tcss"
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = dict.fromkeys(
-        ("models", "runs", "inspect", "chat"), Screen
+        ("models", "runs", "inspect", "chat", "compare"), Screen
     )
 
 

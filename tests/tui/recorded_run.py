@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from awq_engine import events as e
 from awq_engine.config import RunConfig
+from awq_engine.evaluations import store_evaluation
 from awq_engine.journal import Journal
 from awq_engine.runs import Run, create_run
 
@@ -148,4 +150,21 @@ def recorded_run(home: Path, n_blocks: int = 4, finished_blocks: int | None = No
     else:
         done = [event for index in range(finished_blocks) for event in block(index)]
         append(run, [*opening(n_blocks, output, run.config()), *done])
+    return run
+
+
+def measured_run(home: Path, kl: float | None, recipe: dict[str, Any] | None = None, n_bytes: int = 457_123_456) -> Run:
+    """A finished run whose output folder is there, measured with this KL unless it is None."""
+    run = create_run(RunConfig(model="Qwen/Qwen2.5-0.5B", output=str(home / "out-AWQ"), **(recipe or {})))
+    output = Path(run.config().output)
+    output.mkdir(parents=True, exist_ok=True)
+    *before, last = whole_run(1, output, run.config())
+    assert isinstance(last, e.RunFinished)
+    append(run, [*before, e.RunFinished({**last.result, "bytes_after": n_bytes, "bits_per_weight": n_bytes / 1.1e8})])
+    if kl is not None:
+        found = {
+            "text": "builtin", "tokens": 16352, "seq_len": 512, "perplexity": 11.9 + 9 * kl,
+            "perplexity_original": 11.9, "kl": kl, "kl_error": kl / 20, "top1_agreement": 1 - kl,
+        }  # fmt: skip
+        store_evaluation(run, {"text": "builtin"}, found)
     return run

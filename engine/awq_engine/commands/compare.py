@@ -22,15 +22,12 @@ from awq_engine.comparison import (
     cells,
     earlier_run,
     entries,
-    evaluation_settings,
     markdown,
-    newest_change,
     row,
-    store_evaluation,
-    stored_evaluation,
 )
 from awq_engine.config import Format, RunConfig
 from awq_engine.errors import BadInputError, ExitCode, InterruptedRunError, UsageError
+from awq_engine.evaluations import evaluation_settings, newest_change, store_evaluation, stored_evaluation
 from awq_engine.models import HubId, ResolvedModel, parse_model, resolve_model
 from awq_engine.report import read_report
 from awq_engine.runs import Run, RunStatus, create_run, spawn_engine, write_atomically
