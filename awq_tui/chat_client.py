@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from awq_engine.runs import QUIET_THREADS
+from awq_engine.token_scores import TokenScore
 
 MODULE = "awq_engine.chat_worker"
 MAX_LINE = 10 << 20
@@ -54,6 +55,32 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """The prompt is being read."""
+
+    id: str
+    done: int
+    total: int
+    """Tokens."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely the model finds the next tokens of an answer."""
+
+    id: str
+    tokens: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Every token of an answer was scored, unless it was cancelled."""
+
+    id: str
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Piece:
     """The next characters of a reply."""
 
@@ -86,7 +113,7 @@ class Failed:
     fatal: bool
 
 
-Reply = Loading | Ready | Piece | Done | Failed
+Reply = Loading | Ready | Reading | Piece | Done | Scores | Scored | Failed
 
 
 @dataclass(frozen=True)
@@ -99,11 +126,20 @@ class Sampling:
     max_tokens: int = 512
     seed: int | None = None
     """None draws a new one for each reply."""
+    top_k: int = 0
+    """Choose among this many likeliest tokens; 0 for all."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that were there already become less likely."""
+    stop: tuple[str, ...] = ()
+    """The reply ends before the first of these."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sampling:
         """Rebuild what `dataclasses.asdict` made; unknown fields come from a newer version and are left out."""
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
+        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+        return cls(**{**known, "stop": tuple(map(str, known.get("stop", ())))})
 
 
 class ChatClient:
@@ -144,14 +180,17 @@ class ChatClient:
     async def ask(self, messages: Sequence[Mapping[str, str]], sampling: Sampling) -> str:
         """Send a conversation that ends with the person's turn; returns the id its replies carry."""
         request = next(self._ids)
-        await self._send(
-            type="chat", id=request, messages=list(messages), temperature=sampling.temperature, top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens, seed=sampling.seed,
-        )  # fmt: skip
+        await self._send(type="chat", id=request, messages=list(messages), **dataclasses.asdict(sampling))
+        return request
+
+    async def score(self, messages: Sequence[Mapping[str, str]], answer: str) -> str:
+        """Ask how likely the model finds `answer`, whoever wrote it; returns the id of the `Scores`."""
+        request = next(self._ids)
+        await self._send(type="score", id=request, messages=list(messages), answer=answer)
         return request
 
     async def cancel(self) -> None:
-        """Stop everything asked so far; each request still ends with `Done`."""
+        """Stop everything asked so far; each request still ends with `Done` or `Scored`."""
         await self._send(type="cancel")
 
     async def close(self) -> None:
@@ -219,7 +258,10 @@ def _read_failed(data: dict[str, Any]) -> Failed:
 _READERS = {
     "loading": lambda data: Loading(str(data["message"]), int(data["done"]), int(data["total"])),
     "ready": _read_ready,
+    "prompt": lambda data: Reading(str(data["id"]), int(data["done"]), int(data["total"])),
     "text": lambda data: Piece(str(data["id"]), str(data["text"])),
+    "scores": lambda data: Scores(str(data["id"]), tuple(map(TokenScore.from_json, data["tokens"]))),
+    "scored": lambda data: Scored(str(data["id"]), data["finish_reason"] == "complete"),
     "done": _read_done,
     "error": _read_failed,
 }

@@ -18,10 +18,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Static
 
+from awq_engine.sanitize import one_line
+from awq_engine.token_scores import TokenScore
 from awq_tui.background import in_thread
 from awq_tui.chat_client import ChatClient, Ready
 from awq_tui.chats import Chat, export_chat, model_name, save_chat
-from awq_tui.differences import compare_answers
+from awq_tui.differences import compare_answers, compare_scores
 from awq_tui.screens.chats import ChatsModal
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import PickModal, comparison_entries
@@ -42,7 +44,9 @@ class ChatScreen(SectionScreen):
         "A conversation with one model, on this machine, kept in a private file. Under every reply: tokens, tokens per "
         "second, the time to the first token, and how much of the context is used. A thought is folded to one line. "
         "A/B puts a second model beside the first, usually the original beside its quantization: both get the same "
-        "questions and the same seed, and words that differ are marked. Models are unloaded when you leave."
+        "questions and the same seed. In the first answer those tokens are marked where the second model would go on "
+        "differently (underlined: where it is much less sure), with their KL divergence; in the second, other words. "
+        "Models are unloaded when you leave."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="chat.stop", tooltip="Stop the reply."),
@@ -70,6 +74,10 @@ class ChatScreen(SectionScreen):
         """The turn whose question is in the prompt to be changed."""
         self._first_client = client
         self._thoughts_open = False
+        self._scores: dict[int, list[TokenScore]] = {}
+        """By side: what it thinks of the first side's last answer."""
+        self._words = ""
+        """How the words of the last answers compare."""
         self._saving = True
         """Until the disk refuses."""
 
@@ -171,7 +179,32 @@ class ChatScreen(SectionScreen):
             side.mark(spans)
         same = "the same words" if found.shared == 1 else f"{100 * found.shared:.0f} % of the words shared"
         start = "" if found.shared == 1 else f", the first {found.same_start} the same"
-        self._note(f"{same}{start}")
+        self._words = f"{same}{start}"
+        self._note(self._words)
+        self._scores.clear()
+        for side in self.sides:
+            await side.score(self.chat, replies[0].text)
+
+    @on(ChatSide.WasScored)
+    async def _scored(self, event: ChatSide.WasScored) -> None:
+        """Both models have looked at the first answer, token by token."""
+        self._scores[event.side.index] = event.scores
+        if len(self._scores) < 2 or len(self.sides) < 2:
+            return
+        original = 1 if self._bits(1) >= self._bits(0) else 0
+        found = await in_thread(compare_scores, self._scores[original], self._scores[1 - original])
+        if found is None:
+            self._note(f"{self._words}; their tokens are not the same, so there is no KL")
+            return
+        self.sides[0].mark(found.spans)
+        dot, worst = f" {glyphs().dot} ", f"highest {found.worst_kl:.2f} at '{one_line(found.worst.text.strip())}'"
+        figures = f"A: KL {found.kl:.4f} a token, {worst}{dot}same first choice {100 * found.agreement:.0f} %"
+        self._note(f"{figures}{dot}{self._words}")
+
+    def _bits(self, side: int) -> float:
+        """Per weight of a side's model; the model with more is taken for the original."""
+        ready = self.sides[side].ready
+        return ready.bits_per_weight if ready else 0.0
 
     async def _forget_from(self, turn: int) -> None:
         """Drop a turn and all after it."""

@@ -1,4 +1,4 @@
-"""What the model is told and how it draws: the system prompt, temperature, top-p, length, seed."""
+"""What the model is told and how it draws: the system prompt, and everything that decides the next token."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, Label, Static, TextArea
 
 from awq_tui.chat_client import Sampling
+from awq_tui.widgets.plain_input import PlainInput
+
+MAX_STOPS = 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
     SamplingModal .field { height: 1; }
     SamplingModal .field Label { width: 16; color: $text-muted; }
     SamplingModal .field Input { width: 20; }
-    SamplingModal TextArea { height: 5; margin-bottom: 1; border: round $border-blurred; }
+    SamplingModal .hint { width: 1fr; padding-left: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+    SamplingModal TextArea { height: 4; margin-bottom: 1; border: round $border-blurred; }
     SamplingModal #sampling-problem { color: $text-error; height: auto; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -39,7 +43,16 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
                 tooltip="Use these from the next reply on."),
         Binding("escape", "close", "Keep as it was", id="sampling.close"),
     ]  # fmt: skip
-    FIELDS = (("temperature", "temperature"), ("top_p", "top-p"), ("max_tokens", "max tokens"), ("seed", "seed"))
+    FIELDS = (
+        ("temperature", "temperature", "0 takes the likeliest token always"),
+        ("top_p", "top-p", "of the likeliest tokens those that together have this probability"),
+        ("top_k", "top-k", "this many likeliest tokens; 0 for all"),
+        ("min_p", "min-p", "none less likely than this share of the likeliest; 0 for none"),
+        ("repetition_penalty", "repetition", "above 1 what was there becomes less likely"),
+        ("max_tokens", "max tokens", "of one reply"),
+        ("stop", "stop at", "texts that end a reply, commas between them; \\n is a new line"),
+        ("seed", "seed", "empty: another for each reply"),
+    )
 
     def __init__(self, settings: ChatSettings) -> None:
         super().__init__()
@@ -49,18 +62,18 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
         with Vertical(classes="modal") as box:
             box.border_title = "System prompt and sampling"
             yield TextArea(self._settings.system, id="system", show_line_numbers=False, placeholder="System prompt")
-            for name, label in self.FIELDS:
-                value = getattr(self._settings.sampling, name)
+            for name, label, hint in self.FIELDS:
                 with Horizontal(classes="field"):
                     yield Label(label)
-                    yield Input("" if value is None else f"{value:g}", placeholder="random", id=name, compact=True)
+                    yield PlainInput(as_text(getattr(self._settings.sampling, name)), id=name, compact=True)
+                    yield Static(hint, classes="hint", markup=False)
             yield Static("", id="sampling-problem", markup=False)
         yield Footer(show_command_palette=False)
 
     @on(Input.Submitted)
     def action_save(self) -> None:
         try:
-            sampling = read_sampling({name: self.query_one(f"#{name}", Input).value for name, _ in self.FIELDS})
+            sampling = read_sampling({name: self.query_one(f"#{name}", Input).value for name, *_ in self.FIELDS})
         except ValueError as error:
             self.query_one("#sampling-problem", Static).update(str(error))
         else:
@@ -78,7 +91,25 @@ def read_sampling(texts: dict[str, str]) -> Sampling:
         top_p=_number("top-p", texts["top_p"], 0.01, 1.0),
         max_tokens=_whole("max tokens", texts["max_tokens"], 1, 1_000_000),
         seed=_whole("seed", seed, 0, 2**63 - 1) if seed else None,
+        top_k=_whole("top-k", texts["top_k"], 0, 1_000_000),
+        min_p=_number("min-p", texts["min_p"], 0.0, 1.0),
+        repetition_penalty=_number("repetition penalty", texts["repetition_penalty"], 0.1, 10.0),
+        stop=_stops(texts["stop"]),
     )
+
+
+def as_text(value: float | tuple[str, ...] | None) -> str:
+    """A setting as its field shows it."""
+    if isinstance(value, tuple):
+        return ",".join(stop.replace("\n", "\\n") for stop in value)
+    return "" if value is None else f"{value:g}"
+
+
+def _stops(text: str) -> tuple[str, ...]:
+    found = tuple(stop.replace("\\n", "\n") for stop in text.split(",") if stop)
+    if len(found) > MAX_STOPS:
+        raise ValueError(f"There can be {MAX_STOPS} texts to stop at, not {len(found)}.")
+    return found
 
 
 def _number(name: str, text: str, low: float, high: float) -> float:

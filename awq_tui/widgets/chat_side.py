@@ -17,7 +17,8 @@ from textual.widgets import Static
 
 from awq_engine import format as fmt
 from awq_engine.sanitize import one_line, plain
-from awq_tui.chat_client import ChatClient, Done, Failed, Loading, Piece, Ready
+from awq_engine.token_scores import TokenScore
+from awq_tui.chat_client import ChatClient, Done, Failed, Loading, Piece, Reading, Ready, Scored, Scores
 from awq_tui.chat_client import Reply as WorkerReply
 from awq_tui.chats import FIGURES, Chat, Reply, model_name
 from awq_tui.differences import Span
@@ -48,6 +49,13 @@ class ChatSide(Vertical):
             self.side, self.reply = side, reply
             super().__init__()
 
+    class WasScored(Message):
+        """The model thinks this of each token of the answer it was asked about."""
+
+        def __init__(self, side: ChatSide, scores: list[TokenScore]) -> None:
+            self.side, self.scores = side, scores
+            super().__init__()
+
     class Refused(Message):
         """The last question will not be answered; why stands in the column."""
 
@@ -64,9 +72,10 @@ class ChatSide(Vertical):
         """The process is gone; `restart` starts another."""
         self._client = client or ChatClient(model)
         self._request: str | None = None
+        self._scoring: str | None = None
+        self._scores: list[TokenScore] = []
         self._answer: Answer | None = None
         """The newest reply, complete or not."""
-        self._state = ""
 
     def compose(self) -> ComposeResult:
         yield Static(classes="head", markup=False)
@@ -127,6 +136,9 @@ class ChatSide(Vertical):
         await self.log_view.mount(answer)
         self.log_view.anchor()
         answer.say(f"{'reading' if self.ready else 'waiting for the model'}{glyphs().ellipsis}")
+        if self._scoring is not None:
+            self._scoring = None
+            await self._client.cancel()
         self._request = ""  # busy from here on; the id comes with the next await
         self._request = await self._client.ask(chat.messages(self.index), chat.sampling)
 
@@ -160,10 +172,13 @@ class ChatSide(Vertical):
         for answer in self.query(Answer):
             answer.mark(())
 
-    def add_figure(self, text: str) -> None:
-        """A line of the comparison under the last reply."""
-        if self._answer is not None:
-            self._answer.add_line(text)
+    async def score(self, chat: Chat, answer: str) -> None:
+        """Ask what the model thinks of each token of an `answer` to the last question; `WasScored` brings it."""
+        self._scores = []
+        messages = chat.messages(self.index)
+        if messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        self._scoring = await self._client.score(messages, answer)
 
     # what the process says
 
@@ -171,6 +186,11 @@ class ChatSide(Vertical):
         if isinstance(reply, Piece):
             if reply.id == self._request and self._answer:
                 self._answer.feed(reply.text)
+        elif isinstance(reply, Reading):
+            if reply.id == self._request and self._answer and reply.total:
+                self._answer.say(f"reading {100 * reply.done // reply.total} %")
+        elif isinstance(reply, Scores | Scored):
+            self._take_scores(reply)
         elif isinstance(reply, Loading):
             total = f" of {fmt.size(reply.total)}" if reply.total else ""
             self._show_head(f"{one_line(reply.message)} {fmt.size(reply.done)}{total}")
@@ -180,6 +200,16 @@ class ChatSide(Vertical):
             await self._fail(reply)
         elif reply.id == self._request and self._answer:
             await self._complete(self._answer, reply)
+
+    def _take_scores(self, reply: Scores | Scored) -> None:
+        if reply.id != self._scoring:
+            return
+        if isinstance(reply, Scores):
+            self._scores += reply.tokens
+            return
+        self._scoring = None
+        if reply.complete:
+            self.post_message(self.WasScored(self, self._scores))
 
     def _loaded(self, ready: Ready) -> None:
         self.ready = ready

@@ -48,6 +48,12 @@ class Notice(Static):
         super().__init__(plain(text), markup=False, classes="-error" if error else "")
 
 
+def _style(span: Span) -> str:
+    if span.differs:
+        return "bold underline $text-accent"
+    return "underline" if span.doubtful else ""
+
+
 class Answer(Vertical):
     """A reply that grows: its thought, folded, its text, and a line of figures under it."""
 
@@ -63,7 +69,6 @@ class Answer(Vertical):
 
     _feed: MarkdownFeed | None = None
     _text = ""
-    _figures = ""
 
     def compose(self) -> ComposeResult:
         yield Thought()
@@ -78,13 +83,7 @@ class Answer(Vertical):
 
     def say(self, figures: str) -> None:
         """What stands under the reply while it is made."""
-        self._figures = figures
         self.query_one(".figures", Static).update(figures)
-
-    def add_line(self, text: str) -> None:
-        """One more line under the figures."""
-        self._figures += f"\n{text}"
-        self.query_one(".figures", Static).update(self._figures)
 
     def feed(self, fragment: str) -> None:
         """More of the reply."""
@@ -118,7 +117,7 @@ class Answer(Vertical):
     def mark(self, spans: Sequence[Span]) -> None:
         """Show the answer as plain text with what differs marked; without spans, as it was."""
         self.set_class(bool(spans), "-marked")
-        styled = [(span.text, "bold underline $text-accent" if span.differs else "") for span in spans]
+        styled = [(plain(span.text), _style(span)) for span in spans]
         self.query_one(".marked", Static).update(Content.assemble(*styled))
 
     async def on_unmount(self) -> None:

@@ -30,7 +30,7 @@ def pieces(question: dict[str, Any], mode: str) -> list[str]:
     """What to say, in small pieces."""
     last = question["messages"][-1]["content"]
     if last == "settings":
-        text = json.dumps({key: question[key] for key in ("temperature", "top_p", "max_tokens", "seed")})
+        text = json.dumps({key: value for key, value in question.items() if key not in ("type", "id", "messages")})
     elif last == "roles":
         text = " ".join(message["role"] for message in question["messages"])
     elif last == "count":
@@ -55,6 +55,21 @@ def answer(question: dict[str, Any], cancelled: threading.Event, mode: str) -> N
         time.sleep(0.02 if last == "count" else 0.001)
     reason = "cancelled" if cancelled.is_set() else "stop"
     send("done", id=question["id"], finish_reason=reason, **STATS)
+
+
+def score(question: dict[str, Any], mode: str) -> None:
+    """A word is a token, and the likeliest one; to the `other` model the last word is a surprise."""
+    words = question["answer"].split(" ")
+    tokens = []
+    for number, word in enumerate(words):
+        surprised = mode == "other" and number == len(words) - 1
+        top = [[7, -0.36], [number, -1.2]] if surprised else [[number, -0.22], [7, -1.61]]
+        text = word if number == 0 else f" {word}"
+        tokens.append(
+            {"id": number, "text": text, "logprob": -0.2, "rank": 1, "best": text, "top": top, "rest": 0.0}
+        )  # fmt: skip
+    send("scores", id=question["id"], tokens=tokens)
+    send("scored", id=question["id"], prompt_tokens=3, scored_tokens=len(tokens), seconds=0.1, finish_reason="complete")
 
 
 def read(questions: queue.SimpleQueue[dict[str, Any] | None], cancelled: threading.Event) -> None:
@@ -85,6 +100,9 @@ def main(mode: str, model: str) -> int:
             print("Traceback: the sky fell [/down]", file=sys.stderr, flush=True)
             return 7
         cancelled.clear()
+        if question["type"] == "score":
+            score(question, mode)
+            continue
         answer(question, cancelled, mode)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from awq_tui.screens.chat import ChatScreen
 from awq_tui.screens.chats import ChatTable
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import comparison_entries, original_of
-from awq_tui.screens.sampling import SamplingModal, read_sampling
+from awq_tui.screens.sampling import SamplingModal, as_text, read_sampling
 from awq_tui.widgets.chat_log import ChatLog
 from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
 from awq_tui.widgets.message import Answer
@@ -177,10 +178,13 @@ async def test_settings_reach_the_worker() -> None:
         await until(pilot, lambda: "must be a number from 0 to 10, not 'hot'" in screen_text(pilot))
         modal.query_one("#temperature", Input).value = "0"
         modal.query_one("#seed", Input).value = "3"
+        modal.query_one("#top_k", Input).value = "40"
+        modal.query_one("#stop", Input).value = "END,\\n"
         await pilot.press("f2")
         await until(pilot, lambda: pilot.app.screen is screen)
         await ask(pilot, screen, "settings")
-        assert replies_of(screen) == ['{"temperature": 0.0, "top_p": 0.95, "max_tokens": 512, "seed": 3}']
+        expected = {"temperature": 0.0, "top_p": 0.95, "max_tokens": 512, "seed": 3, "top_k": 40, "stop": ["END", "\n"]}
+        assert json.loads(replies_of(screen)[0]).items() >= expected.items()
         await ask(pilot, screen, "roles")
         assert replies_of(screen)[1] == "system user assistant user"
 
@@ -363,8 +367,10 @@ async def test_two_models_answer_side_by_side_and_what_differs_is_marked(monkeyp
         assert screen_text(pilot).count("▌ say before") == 2
         screen.query_one(Prompt).text = "say the same words"
         await pilot.press("enter")
-        await until(pilot, lambda: "% of the words shared, the first 2 the same" in screen_text(pilot))
+        await until(pilot, lambda: "% of the words shared" in screen_text(pilot))
         assert [reply.text for reply in screen.chat.turns[1].replies if reply] == ["the same words", "the same WORDS"]
+        await until(pilot, lambda: "A: KL 0.1" in screen_text(pilot) and "same first choice 67 %" in screen_text(pilot))
+        assert "at 'words'" in screen_text(pilot)
         assert len(screen.query("Answer.-marked")) == 2
         screen.query_one(Prompt).text = "settings"
         await pilot.press("enter")
@@ -471,10 +477,15 @@ def shape(markdown: Markdown) -> list[str]:
         ("top_p", "0", "top-p must be a number from 0.01 to 1"),
         ("max_tokens", "1.5", "max tokens must be a whole number"),
         ("seed", "x", "seed must be a whole number"),
+        ("top_k", "-1", "top-k must be a whole number from 0"),
+        ("min_p", "2", "min-p must be a number from 0 to 1"),
+        ("repetition_penalty", "0", "repetition penalty must be a number from 0.1"),
+        ("stop", ",".join("abcdefghijklmnopq"), "There can be 16 texts to stop at, not 17"),
     ],
 )
 def test_settings_that_cannot_be_used_name_what_could(field: str, value: str, sentence: str) -> None:
-    texts = {"temperature": "1", "top_p": "1", "max_tokens": "9", "seed": ""}
-    assert read_sampling(texts) == Sampling(1.0, 1.0, 9, None)
+    sampling = Sampling(1.0, 1.0, 9, None, 5, 0.1, 1.2, ("END", "\n"))
+    texts = {name: as_text(value) for name, value in dataclasses.asdict(sampling).items()}
+    assert read_sampling(texts) == sampling
     with pytest.raises(ValueError, match=sentence):
         read_sampling({**texts, field: value})
