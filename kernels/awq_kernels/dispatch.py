@@ -1,6 +1,6 @@
 """Which backends there are, which one to take, and one way to call them all.
 
-    triton      CUDA, ROCm and XPU devices                       w4a16.py
+    triton      CUDA, ROCm and XPU devices, 2, 3, 4 and 8 bits   product.py
     cpu         torch's int4 kernel in bfloat16                  cpu.py
     reference   plain torch in float32, any device, any bits     reference.py
 
@@ -90,13 +90,13 @@ def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> Prep
 
 
 def _prepare_triton(weight: IntWeight) -> PreparedLinear:
-    from awq_kernels import layout, w4a16
+    from awq_kernels import product, tiles
 
-    if reason := layout.obstacle(weight):
+    if reason := tiles.obstacle(weight):
         return _prepare_reference(weight, reason)
-    tiles = layout.pack_tiles(weight)
+    packed = tiles.pack_tiles(weight)
     return PreparedLinear(
-        "triton", weight.in_features, weight.out_features, lambda x, bias: w4a16.matmul(x, tiles, bias)
+        "triton", weight.in_features, weight.out_features, lambda x, bias: product.matmul(x, packed, bias)
     )
 
 

@@ -1,4 +1,7 @@
-"""What the kernels compile to on devices that are not here: no register may spill, tensor cores must be used."""
+"""What the kernels compile to on devices that are not here, held to what `docs/kernels.md` promises.
+
+Nothing may spill, loads are wide, tensor cores multiply, and an inner loop spends few instructions on a weight.
+"""
 
 from __future__ import annotations
 
@@ -12,58 +15,57 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
-TARGETS = ["cuda:80", "cuda:90"]
-MORE_TARGETS = ["cuda:89", "cuda:120", "hip:gfx90a", "hip:gfx942", "hip:gfx1100", "hip:gfx1201"]
-Facts = dict[str, dict[str, dict[str, int]]]
+ROOT = Path(__file__).parents[2]
+QUICK = ["cuda:90", "hip:gfx942"]
+ALL = ["cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:120", "hip:gfx90a", "hip:gfx942", "hip:gfx1100", "hip:gfx1201"]
+Facts = dict[str, dict[str, dict[str, Any]]]
+
+LIMITS = {"cuda": {"W2": 2.6, "W3": 3.0, "W4": 2.6, "W8": 2.6}, "hip": {"W2": 3.7, "W3": 5.0, "W4": 3.7, "W8": 4.2}}
+"""Thread-instructions (AMD: vector instructions) per weight: smallest block of tokens, float16, groups of 128.
+
+gfx11 holds every left operand twice, so each weight is unpacked twice there; the other AMD devices need two thirds."""
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Facts:
-    return compile_for(TARGETS, tmp_path_factory.mktemp("triton"))
-
-
-def compile_for(targets: list[str], cache: Path) -> Facts:
-    """Facts per target and kernel, compiled afresh in a process without the interpreter."""
+def compiled(targets: list[str], cache: Path, *options: str) -> Facts:
+    """Facts by target and product, compiled afresh in a process without the interpreter."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, Path(__file__).parent / "aot_compile.py", *targets],
+        [sys.executable, "-m", "benchmarks.instructions", "--json", *options, *targets],
+        cwd=ROOT,
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    facts: dict[str, Any] = json.loads(run.stdout)
+    facts: Facts = json.loads(run.stdout)
     return facts
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_nothing_spills(compiled: Facts, target: str) -> None:
-    for kernel, facts in compiled[target].items():
-        assert facts["stack"] == 0, f"{kernel} on {target}: {facts}"
-        assert facts["local_memory"] == 0, f"{kernel} on {target}: {facts}"
+def check(facts: Facts) -> None:
+    assert facts
+    for target, products in facts.items():
+        assert len(products) >= 4
+        for name, found in products.items():
+            assert found["spilled"] == 0, f"{name} on {target}: {found}"
+            assert found["wide_loads"] > 0, f"{name} on {target}: {found}"
+            assert found["tensor_core"] > 0, f"{name} on {target}: {found}"
+            bits, activations, group, shape = name.split()[:4]
+            if (activations, group) == ("fp16", "g128") and shape.startswith(("8x", "16x")):
+                few = shape.startswith("8x") or target.startswith("hip")
+                limit = LIMITS[target.partition(":")[0]][bits]
+                assert not few or found["per_weight"] <= limit, f"{name} on {target}: {found}"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_products_use_the_tensor_cores(compiled: Facts, target: str) -> None:
-    products = {name: facts for name, facts in compiled[target].items() if name.startswith("matmul")}
-    assert products
-    for kernel, facts in products.items():
-        assert facts["tensor_core"] > 0, f"{kernel} on {target}: {facts}"
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_few_tokens_leave_room_for_many_programs(compiled: Facts, target: str) -> None:
-    """Eight programs of 64 threads on a processor with 65536 registers: at most 128 each."""
-    for kernel in ("matmul_g128", "matmul_g64", "matmul_g32", "matmul_g128_bf16"):
-        assert compiled[target][kernel]["reg"] <= 128
+def test_decode_kernels(tmp_path: Path) -> None:
+    """A generation of either vendor; the slow test has the rest."""
+    facts = compiled(QUICK, tmp_path, "--quick")
+    check(facts)
+    w4 = next(found for name, found in facts["cuda:90"].items() if name.startswith("W4 fp16 g128"))
+    assert w4["per_weight"] <= 2.3
+    assert w4["registers"] <= 128
 
 
 @pytest.mark.slow
-def test_the_other_devices(tmp_path: Path) -> None:
-    """Every further NVIDIA and AMD generation compiles, spills nothing and multiplies with its tensor cores."""
-    for target, kernels in compile_for(MORE_TARGETS, tmp_path).items():
-        for kernel, facts in kernels.items():
-            spilled = facts.get("local_memory", 0) + facts.get("vgpr_spill_count", 0)
-            assert spilled == 0, f"{kernel} on {target}: {facts}"
-            assert facts["tensor_core"] > 0 or not kernel.startswith("matmul"), f"{kernel} on {target}: {facts}"
+def test_everything_that_ships(tmp_path: Path) -> None:
+    check(compiled(ALL, tmp_path))

@@ -63,7 +63,7 @@ def test_the_package_works_without_triton() -> None:
     """Everything but the kernels themselves can be imported and used where triton is not installed."""
     program = (
         "import sys; sys.modules['triton'] = None\n"
-        "from awq_kernels import dispatch, layout, cpu, reference, int_weight\n"
+        "from awq_kernels import dispatch, tiles, launches, unpack_asm, cpu, reference, int_weight\n"
         "import importlib.util; importlib.util.find_spec = lambda name: None\n"
         "print(dispatch.choose('auto', 'cpu').name, dispatch.backends('cuda')[0].reason)\n"
     )

@@ -15,15 +15,35 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="test_w4a16.py runs in this process"
+needed = pytest.mark.skipif(
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="test_product.py runs in this process",
 )
-def test_the_kernels_pass_in_the_interpreter() -> None:
-    """All of `test_w4a16.py`, with at least its 56 products against float64."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", str(HERE / "test_w4a16.py")]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+
+
+def interpret(marks: str, at_least: int) -> None:
+    """Runs the tests of `test_product.py` that have `marks`."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", str(HERE / "test_product.py")]
+    run = subprocess.run(
+        [*command, "-m", marks],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed, run.stdout
-    assert int(passed[1]) >= 56
+    assert int(passed[1]) >= at_least
+
+
+@needed
+def test_the_kernels_pass_in_the_interpreter() -> None:
+    interpret("not slow and not gpu", at_least=60)
+
+
+@needed
+@pytest.mark.slow
+def test_every_combination_passes_in_the_interpreter() -> None:
+    interpret("slow", at_least=400)

@@ -7,11 +7,16 @@ import torch
 from awq_kernels.int_weight import IntWeight
 
 TOLERANCE = {torch.float16: 3e-4, torch.bfloat16: 3.5e-3, torch.float32: 2e-6}
-"""Relative Frobenius error: the rounding of the result, and beyond `MAX_TOKENS` of the weights, to the dtype."""
+"""Relative Frobenius error that one rounding to the dtype explains."""
 
 
 def random_weight(
-    out_features: int, in_features: int, group_size: int, symmetric: bool = False, bits: int = 4
+    out_features: int,
+    in_features: int,
+    group_size: int,
+    symmetric: bool = False,
+    bits: int = 4,
+    scale_dtype: torch.dtype = torch.float16,
 ) -> IntWeight:
     """Every integer, zero point and a wide range of scales; the same for the same arguments."""
     generator = torch.Generator().manual_seed(out_features * 7919 + in_features * 31 + group_size)
@@ -19,7 +24,7 @@ def random_weight(
     zero_point = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
     return IntWeight(
         q=torch.randint(0, 2**bits, (out_features, in_features), generator=generator, dtype=torch.uint8),
-        scale=(10 ** (torch.rand(shape, generator=generator) * 3 - 4)).to(torch.float16),
+        scale=(10 ** (torch.rand(shape, generator=generator) * 3 - 4)).to(scale_dtype),
         zero_point=torch.full_like(zero_point, 2 ** (bits - 1)) if symmetric else zero_point,
         group_size=group_size,
         bits=bits,

@@ -1,0 +1,53 @@
+"""What every Triton kernel needs to know of a plane of weights: its integers, and those as exact floats.
+
+These are the plain forms, without assembly: for the interpreter, for devices that have none, and for dequantization,
+which the memory limits and not the instructions.
+"""
+
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
+
+
+@triton.jit
+def field(words, plane: tl.constexpr, BITS: tl.constexpr):
+    """The integers of a plane, int16, from the tuple of a tile's words (see `tiles.py`)."""
+    if BITS == 3:
+        THIRD: tl.constexpr = (2 * (plane % 4) + 2 + plane // 4 % 2 + 8 * (plane // 8)) % 16  # tiles.third_bit
+        q = ((words[plane // 8] >> (2 * (plane % 8))) & 3) | (((words[2] >> THIRD) & 1) << 2)
+    else:
+        q = (words[0] >> (BITS * plane)) & ((1 << BITS) - 1)
+    return q.to(tl.int16)
+
+
+@triton.jit
+def level(q, zero, dtype: tl.constexpr):
+    """q - z in `dtype`, exactly, from int16 q and float16 1024 + z."""
+    if dtype == tl.bfloat16:  # the upper half of a float32; a conversion would round, in many instructions
+        number = (q.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)  # 2**23 + q
+        number = number - (zero.to(tl.float32) + (8388608.0 - 1024.0))
+        return (number.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return ((q | 0x6400).to(tl.float16, bitcast=True) - zero).to(dtype)
+
+
+INTERPRETED = not isinstance(field, triton.JITFunction)
+"""Whether TRITON_INTERPRET=1 was set when this module was imported: kernels run in numpy, on CPU tensors."""
+
+
+def tile_constants(tiles: PlaneTiles) -> dict[str, int]:
+    """What of `tiles` a kernel is compiled for."""
+    return {
+        "BITS": tiles.bits,
+        "PLANES": PLANES[tiles.bits],
+        "PLANE": tiles.plane,
+        "GROUP": tiles.group_size,
+        "PLANES_PER_GROUP": tiles.planes_per_group,
+        "TILE_OUT": TILE_OUT,
+        "ZERO": 0 if tiles.magic_zero is not None else 1024 + (1 << (tiles.bits - 1)),
+    }

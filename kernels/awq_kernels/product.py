@@ -1,0 +1,248 @@
+"""2, 3, 4 and 8-bit weights times 16-bit activations in Triton, for CUDA, ROCm and XPU (and Triton's interpreter).
+
+For a few tokens the product is limited by reading weights, and on the fastest devices by the instructions spent on
+each: `_product_kernel` reads a tile once, as it is, and two instructions per weight later it is in the tensor cores.
+q - z is exact in 16 bits, products are summed in float32, and each group's scale is applied to its float32 sum: no
+weight is ever rounded, the only rounding is that of the result. The weights are the left operand, as that one must have
+16 rows anyway, while the tokens may be as few as 8.
+
+So that every processor has work, a program's warps share not its outputs but its inputs: each takes another slice of
+them, and the slices' sums are added up at the end in a fixed order, inside the program. There are no partial results in
+memory, no atomic additions, and the same call gives the same bits each time.
+
+Where the device has an `unpack_asm` block for the activations' type it is used; otherwise the same numbers come from
+plain Triton. For many tokens the product is limited by arithmetic: there the weights are dequantized to the type of the
+activations and the vendor's matrix product runs (`dequantize.py`).
+"""
+
+# Triton's language is Python in form only: constexpr takes plain numbers, static_range iterates at compile time, and
+# tuples grow by addition only.
+# ruff: noqa: RUF005
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from awq_kernels.dequantize import dequantize_rows
+from awq_kernels.launches import Launch, Launches, device_of
+from awq_kernels.plane import INTERPRETED, field, level, tile_constants
+from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
+from awq_kernels.unpack_asm import Activations, Unpack, unpack
+
+MAX_TOKENS = 64
+"""Beyond this dequantizing first is faster: the tensor cores' share in the fused kernel no longer hides."""
+CHUNK_WEIGHTS = 1 << 27
+"""Weights dequantized at once: 256 MiB, in one buffer that torch's allocator hands out again and again."""
+TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+ACTIVATIONS: dict[torch.dtype, Activations] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""The types there is assembly for."""
+
+
+@triton.jit
+def _operands(words, zeros, SHARED: tl.constexpr, BASES: tl.constexpr, CONSTANTS: tl.constexpr, dtype: tl.constexpr):
+    """What a block of assembly takes: the words, an offset for each plane, the constants."""
+    shape: tl.constexpr = words[0].shape
+    operands = words
+    for plane in tl.static_range(len(BASES)):
+        offset = (BASES[plane] - zeros[plane // SHARED]).to(dtype)
+        operands = operands + (tl.broadcast_to(tl.expand_dims(offset, -1), shape),)
+    for constant in tl.static_range(len(CONSTANTS)):
+        operands = operands + (tl.full(shape, CONSTANTS[constant], tl.int16),)
+    return operands
+
+
+@triton.jit
+def _product_kernel(
+    x_ptr,
+    words_ptr,
+    scale_ptr,
+    zero_ptr,
+    bias_ptr,
+    y_ptr,
+    n_tokens,
+    in_features,
+    out_features,
+    in_tiles,
+    padded_out,
+    BITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    PLANE: tl.constexpr,
+    GROUP: tl.constexpr,
+    PLANES_PER_GROUP: tl.constexpr,
+    TILE_OUT: tl.constexpr,
+    ZERO: tl.constexpr,
+    SHARED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    SLICES: tl.constexpr,
+    ASM: tl.constexpr,
+    CONSTRAINTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    CONSTANTS: tl.constexpr,
+    BASES: tl.constexpr,
+):
+    """BN outputs for BM tokens: y [n_tokens, out_features].
+
+    SHARED planes in a row lie in one group. WHOLE says that inputs fill tiles and tiles fill steps: nothing need be
+    masked; otherwise what lies beyond is read as zeros. ASM and what follows it is an `Unpack`, or empty.
+    """
+    WORDS: tl.constexpr = BITS * PLANES // 16
+    PARTS: tl.constexpr = PLANES // SHARED
+    TILE: tl.constexpr = WORDS * TILE_OUT * PLANE
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    first_n = tl.program_id(0) * BN
+    n = first_n + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    words_ptr += (first_n // TILE_OUT).to(tl.int64) * in_tiles * TILE
+    row = n % TILE_OUT * PLANE
+    token = tl.minimum(m, n_tokens - 1)  # tokens beyond the last one repeat it: no mask in the loop
+    i = tl.arange(0, PLANE)
+    if SLICES > 1:  # [slices, outputs, inputs] @ [slices, inputs, tokens]
+        slices = tl.arange(0, SLICES)
+        w_slice, w_element = slices[:, None, None], row[None, :, None] + i[None, None, :]
+        x_token, x_i = token[None, None, :], i[None, :, None]
+        scale_slice, scale_n = slices[:, None], n[None, :]
+        acc = tl.zeros((SLICES, BN, BM), tl.float32)
+    else:
+        w_slice, w_element = 0, row[:, None] + i[None, :]
+        x_token, x_i = token[None, :], i[:, None]
+        scale_slice, scale_n = 0, n
+        acc = tl.zeros((BN, BM), tl.float32)
+    x_row = x_ptr + x_token * in_features
+    for step in range(0, in_tiles, SLICES):
+        w_tile, scale_tile = step + w_slice, step + scale_slice
+        if not WHOLE:  # a slice beyond the last tile repeats it, and meets zeros
+            w_tile, scale_tile = tl.minimum(w_tile, in_tiles - 1), tl.minimum(scale_tile, in_tiles - 1)
+        words = ()
+        for word in tl.static_range(WORDS):
+            at = words_ptr + w_element + (w_tile * TILE + word * (TILE_OUT * PLANE))
+            words = words + (tl.load(at, eviction_policy="evict_first"),)
+        scales, zeros = (), ()
+        for part in tl.static_range(PARTS):
+            at = (scale_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * padded_out + scale_n
+            scales = scales + (tl.load(scale_ptr + at).to(tl.float32),)
+            zeros = zeros + (tl.load(zero_ptr + at) if ZERO == 0 else tl.full(scale_n.shape, ZERO, tl.float16),)
+        if ASM != "":
+            operands = _operands(words, zeros, SHARED, BASES, CONSTANTS, dtype)
+            levels = tl.inline_asm_elementwise(ASM, CONSTRAINTS, operands, dtype=OUTPUTS, is_pure=True, pack=2)
+        for part in tl.static_range(PARTS):
+            total = tl.zeros(acc.shape, tl.float32)
+            for plane in tl.static_range(part * SHARED, part * SHARED + SHARED):
+                which = (step + w_slice) * PLANES + plane
+                if GROUP == PLANE * PLANES_PER_GROUP:
+                    k = which * PLANE + x_i
+                    present = k < in_features
+                else:  # the groups are padded in the tiles, but not in x
+                    within = which % PLANES_PER_GROUP * PLANE + x_i
+                    k = which // PLANES_PER_GROUP * GROUP + within
+                    present = (within < GROUP) & (k < in_features)
+                x = tl.load(x_row + k) if WHOLE else tl.load(x_row + k, mask=present, other=0.0)
+                if ASM != "":
+                    w = levels[plane]
+                else:
+                    w = level(field(words, plane, BITS), tl.expand_dims(zeros[part], -1), dtype)
+                total = tl.dot(w, x, total, input_precision="ieee")
+            acc += total * tl.expand_dims(scales[part], -1)
+    if SLICES > 1:
+        acc = tl.sum(acc, axis=0)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + n, mask=n < out_features, other=0.0).to(tl.float32)[:, None]
+    y = y_ptr + m[None, :] * out_features + n[:, None]
+    tl.store(y, acc.to(dtype), mask=(m[None, :] < n_tokens) & (n[:, None] < out_features))
+
+
+def matmul(
+    x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None = None, launches: Launches | None = None
+) -> torch.Tensor:
+    """`x @ W.T + bias` with float32 sums, the same bits every time on the same device.
+
+    Args:
+        x: float16, bfloat16 or float32 [..., in_features] on the device of `tiles`.
+        bias: [out_features] or None; added in float32.
+        launches: how to launch; None takes the table that ships.
+    Returns:
+        [..., out_features] in the dtype of `x`.
+    Raises:
+        NotImplementedError: bfloat16 under the interpreter, which computes nonsense with it without saying so.
+    """
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        raise NotImplementedError("Triton's interpreter cannot compute with bfloat16; use float16 or float32 there")
+    tokens = x.reshape(-1, tiles.in_features).contiguous()
+    with _on(x.device):
+        if tokens.shape[0] > MAX_TOKENS or (x.dtype == torch.float32 and not INTERPRETED):
+            y = _dequantized(tokens, tiles, bias)
+        else:
+            y = fused(tokens, tiles, bias, (launches or Launches()).pick(tiles, tokens.shape[0], x.dtype))
+    return y.view(*x.shape[:-1], tiles.out_features)
+
+
+def fused(x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None, launch: Launch) -> torch.Tensor:
+    """The product of a few tokens, x [n_tokens, in_features] and contiguous, launched as told."""
+    n_tokens = x.shape[0]
+    y = torch.empty(n_tokens, tiles.out_features, dtype=x.dtype, device=x.device)
+    if n_tokens == 0:
+        return y
+    _product_kernel[(-(-tiles.out_features // launch.outputs), -(-n_tokens // launch.tokens))](
+        x, tiles.words, tiles.scale, tiles.magic_zero, bias, y,
+        n_tokens, tiles.in_features, tiles.out_features, tiles.in_tiles, tiles.scale.shape[1],
+        HAS_BIAS=bias is not None, **compiled_for(tiles, launch, x.dtype, device_of(x.device).assembly),
+    )  # fmt: skip
+    return y
+
+
+def compiled_for(tiles: PlaneTiles, launch: Launch, dtype: torch.dtype, assembly: str | None) -> dict[str, Any]:
+    """What `_product_kernel` is compiled for but the bias: its constants, warps and stages."""
+    planes = PLANES[tiles.bits]
+    return {
+        **tile_constants(tiles),
+        "SHARED": math.gcd(planes, tiles.planes_per_group),
+        "WHOLE": tiles.in_tiles * planes * tiles.plane == tiles.in_features and tiles.in_tiles % launch.slices == 0,
+        "BM": launch.tokens,
+        "BN": launch.outputs,
+        "SLICES": launch.slices,
+        **_assembly(unpack(assembly, tiles.bits, ACTIVATIONS.get(dtype)), TRITON_TYPES[dtype]),
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+    }
+
+
+def _assembly(block: Unpack | None, dtype: tl.dtype) -> dict[str, Any]:
+    """The kernel's constants for a block of assembly, or for none."""
+    if block is None:
+        return {"ASM": "", "CONSTRAINTS": "", "OUTPUTS": (), "CONSTANTS": (), "BASES": ()}
+    return {
+        "ASM": block.text,
+        "CONSTRAINTS": block.constraints,
+        "OUTPUTS": (dtype,) * block.n_outputs,
+        "CONSTANTS": tuple(pattern - (pattern >> 15 << 16) for pattern in block.constants),  # as int16
+        "BASES": block.bases,
+    }
+
+
+def _dequantized(x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product of many tokens, x [n_tokens, in_features], some rows of the weight at a time."""
+    bias = None if bias is None else bias.to(x.dtype)
+    out_tiles, step = tiles.words.shape[0], max(1, CHUNK_WEIGHTS // (TILE_OUT * tiles.in_features))
+    if step >= out_tiles:
+        return F.linear(x, dequantize_rows(tiles, x.dtype, 0, out_tiles), bias)
+    y = torch.empty(x.shape[0], tiles.out_features, dtype=x.dtype, device=x.device)
+    for first in range(0, out_tiles, step):
+        w = dequantize_rows(tiles, x.dtype, first, min(first + step, out_tiles))
+        rows = slice(first * TILE_OUT, first * TILE_OUT + w.shape[0])
+        y[:, rows] = F.linear(x, w, None if bias is None else bias[rows])
+    return y
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, which must be the tensors' own."""
+    return contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

@@ -1,0 +1,179 @@
+"""The Triton kernels against float64: on a GPU where there is one, otherwise in Triton's interpreter.
+
+The interpreter must be chosen before triton is imported for the first time, which other tests may have done:
+`test_interpreted.py` starts a process of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from truth import TOLERANCE, random_tokens, random_weight, relative_error, truth
+
+from awq_kernels import product
+from awq_kernels.dequantize import dequantize
+from awq_kernels.launches import TABLE, Launch
+from awq_kernels.plane import INTERPRETED
+from awq_kernels.tiles import PLANES, pack_tiles
+
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
+DEVICE = "cpu" if INTERPRETED else "cuda"
+SHAPES = [(128, 512, 128), (72, 288, 32), (96, 192, 64), (65, 160, 160), (40, 96, 16), (70, 144, 48), (33, 216, 24)]
+"""Whole and odd sizes, groups that fit planes, several to a plane's width, one to a row, and padded ones."""
+SMALL = (72, 288, 32)
+
+
+@pytest.fixture(autouse=True)
+def _poison(nan_filled_outputs: None) -> None:
+    pass
+
+
+def check(shape: tuple[int, int, int], bits: int, n_tokens: int, symmetric: bool) -> None:
+    weight = random_weight(*shape, symmetric, bits)
+    x = random_tokens(n_tokens, weight.in_features, torch.float16)
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert y.shape == (n_tokens, weight.out_features)
+    assert y.dtype == torch.float16
+    roundings = (
+        2 if n_tokens > product.MAX_TOKENS else 1
+    )  # of the result, and where they are dequantized of the weights
+    assert relative_error(y, truth(x, weight)) < TOLERANCE[torch.float16] * roundings**0.5
+
+
+@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize(("shape", "n_tokens"), zip(SHAPES, (1, 2, 17, 3, 8, 9, 1), strict=True), ids=str)
+def test_matches_float64(shape: tuple[int, int, int], bits: int, n_tokens: int) -> None:
+    check(shape, bits, n_tokens, symmetric=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("n_tokens", [1, 2, 8, 11, 16, 33, 64, 65])
+@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_combination(shape: tuple[int, int, int], bits: int, n_tokens: int, symmetric: bool) -> None:
+    check(shape, bits, n_tokens, symmetric)
+
+
+@pytest.mark.parametrize("bits", PLANES)
+def test_symmetric_weights_have_no_zero_points_to_read(bits: int) -> None:
+    weight = random_weight(*SMALL, symmetric=True, bits=bits)
+    tiles = pack_tiles(weight.to(DEVICE))
+    assert tiles.magic_zero is None
+    x = random_tokens(5, SMALL[1], torch.float16)
+    assert relative_error(product.matmul(x.to(DEVICE), tiles), truth(x, weight)) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize(
+    "launch", sorted({w for t in TABLE.values() for ws in t.values() for w in ws}, key=str), ids=str
+)
+def test_every_launch_that_ships(launch: Launch) -> None:
+    """Slices that the inputs do not fill, a last block of tokens that is not full, a last tile that is not."""
+    weight = random_weight(72, 288, 32)
+    n_tokens = launch.tokens + 3
+    x, bias = random_tokens(n_tokens, 288, torch.float16), random_tokens(1, 72, torch.float16)[0]
+    y = product.fused(x.to(DEVICE), pack_tiles(weight.to(DEVICE)), bias.to(DEVICE), launch)
+    assert relative_error(y, truth(x, weight, bias)) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 70])
+def test_leading_dimensions_and_bias(n_tokens: int) -> None:
+    weight = random_weight(48, 128, 64)
+    x, bias = random_tokens(2 * n_tokens, 128, torch.float16), random_tokens(1, 48, torch.float16)[0]
+    y = product.matmul(x.view(2, n_tokens, 128).to(DEVICE), pack_tiles(weight.to(DEVICE)), bias.to(DEVICE))
+    assert y.shape == (2, n_tokens, 48)
+    assert relative_error(y.flatten(0, 1), truth(x, weight, bias)) < TOLERANCE[torch.float16]
+
+
+def test_many_tokens_dequantize_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq_kernels.product.CHUNK_WEIGHTS", 2 * 64 * 96)
+    weight = random_weight(200, 96, 32)
+    x, bias = random_tokens(70, 96, torch.float16), random_tokens(1, 200, torch.float16)[0]
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)), bias.to(DEVICE))
+    assert relative_error(y, truth(x, weight, bias)) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("bits", PLANES)
+def test_float32_activations_keep_float32_accuracy(bits: int) -> None:
+    weight = random_weight(72, 256, 128, bits=bits)
+    x = random_tokens(5, 256, torch.float32)
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert relative_error(y, truth(x, weight)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("scale", [torch.bfloat16, torch.float32])
+def test_scales_are_taken_as_they_are(scale: torch.dtype) -> None:
+    weight = random_weight(64, 256, 64, scale_dtype=scale)
+    x = random_tokens(2, 256, torch.float32)
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert relative_error(y, truth(x, weight)) < TOLERANCE[torch.float32]
+
+
+def test_tokens_do_not_touch_each_other() -> None:
+    """Tokens that are no numbers stay alone, although those beyond the last repeat it."""
+    weight = random_weight(64, 128, 128)
+    x = random_tokens(3, 128, torch.float16)
+    x[2] = float("nan")
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert relative_error(y[:2], truth(x[:2], weight)) < TOLERANCE[torch.float16]
+    assert y[2].isnan().all()
+
+
+def test_strided_activations() -> None:
+    """A slice of a wider tensor, as fused projections hand on, is read by its strides."""
+    weight = random_weight(64, 128, 128)
+    wide = random_tokens(4, 256, torch.float16)
+    y = product.matmul(wide[:, 64:192].to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert relative_error(y, truth(wide[:, 64:192], weight)) < TOLERANCE[torch.float16]
+
+
+def test_no_tokens() -> None:
+    x = torch.zeros(0, 128, dtype=torch.float16, device=DEVICE)
+    assert product.matmul(x, pack_tiles(random_weight(64, 128, 128).to(DEVICE))).shape == (0, 64)
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    tiles = pack_tiles(random_weight(64, 512, 128).to(DEVICE))
+    x = random_tokens(8, 512, torch.float16).to(DEVICE)
+    assert torch.equal(product.matmul(x, tiles), product.matmul(x, tiles))
+
+
+@pytest.mark.parametrize("bits", PLANES)
+def test_dequantize_is_exact_in_float32(bits: int) -> None:
+    weight = random_weight(70, 144, 48, bits=bits)
+    found = dequantize(pack_tiles(weight.to(DEVICE)), torch.float32)
+    assert torch.equal(found.double().cpu(), truth(torch.eye(144), weight).T)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU computes with bfloat16")
+def test_the_interpreter_refuses_bfloat16() -> None:
+    """It would compute nonsense silently."""
+    with pytest.raises(NotImplementedError, match="bfloat16"):
+        product.matmul(torch.zeros(1, 128, dtype=torch.bfloat16), pack_tiles(random_weight(64, 128, 128)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter cannot compute with bfloat16")
+@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("n_tokens", [1, 17, 70])
+def test_bfloat16_matches_float64(n_tokens: int, bits: int) -> None:
+    weight = random_weight(128, 512, 128, bits=bits)
+    x = random_tokens(n_tokens, 512, torch.bfloat16)
+    y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
+    assert relative_error(y, truth(x, weight)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs no assembly")
+@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("shape", [(128, 1024, 128), *SHAPES], ids=str)
+def test_assembly_and_plain_triton_give_the_same_bits(
+    shape: tuple[int, int, int], dtype: torch.dtype, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = pack_tiles(random_weight(*shape, bits=bits).to(DEVICE))
+    x = random_tokens(5, shape[1], dtype).to(DEVICE)
+    fast = product.matmul(x, tiles)
+    monkeypatch.setattr(product, "unpack", lambda *_: None)
+    assert torch.equal(fast, product.matmul(x, tiles))
