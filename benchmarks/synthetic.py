@@ -18,6 +18,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from awq_engine.formats import awq
+from awq_engine.formats.codec import Kept
+from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, to_int_weight
+from awq_engine.spec import QuantSpec
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 LOUD_CHANNELS = 0.004
 """Share of the input channels whose norm gain is `LOUD_GAIN` times the others'."""
@@ -55,17 +60,28 @@ SHAPES = {
 }
 
 
-def write_synthetic(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the checkpoint as bfloat16, one shard for each block and one for the rest."""
+def write_synthetic(
+    folder: Path, shape: Shape, seed: int = 0, rounded: QuantSpec | None = None, head: bool = False
+) -> Path:
+    """Write the checkpoint as bfloat16, one shard for each block and one for the rest.
+
+    With `rounded` the linears of the blocks, with `head` the output head too, are rounded plainly to that spec and
+    written as AutoAWQ would.
+    """
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     weight_map: dict[str, str] = {}
+    specs: dict[str, QuantSpec] = {}
     for shard, tensors in _shards(shape, generator):
+        if rounded is not None:
+            specs |= dict.fromkeys(_round(tensors, rounded, head), rounded)
         save_file(tensors, folder / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(_config(shape)))
+    kept = Kept(() if head else ("lm_head",))
+    quantization = {} if rounded is None else {"quantization_config": awq.settings(specs, kept)}
+    (folder / "config.json").write_text(json.dumps(_config(shape) | quantization))
     demo = files("awq_engine") / "data" / "demo-model"
     for name in TOKENIZER_FILES:
         shutil.copyfile(str(demo / name), folder / name)
@@ -92,6 +108,17 @@ def _shards(shape: Shape, generator: torch.Generator) -> Iterator[tuple[str, dic
             "model.norm.weight": _gain(hidden, generator),
         },
     )
+
+
+def _round(tensors: dict[str, torch.Tensor], spec: QuantSpec, head: bool) -> list[str]:
+    """Put packed tensors in the place of linears' weights; returns the linears' names."""
+    weights = [name for name in tensors if name.endswith("proj.weight") or (head and name == "lm_head.weight")]
+    for name in weights:
+        weight = tensors.pop(name).float()
+        qparams = choose_qparams(*group_ranges(weight, spec), spec)
+        packed = awq.pack(to_int_weight(round_to_grid(weight, qparams, spec), qparams, spec), spec, name)
+        tensors |= {f"{name.removesuffix('.weight')}.{part}": tensor for part, tensor in packed.items()}
+    return [name.removesuffix(".weight") for name in weights]
 
 
 def _mlp(shape: Shape) -> dict[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ Worker to parent:
     {"type": "loading", "message": "fetching ...", "done": bytes, "total": bytes}       while a model is downloaded
     {"type": "ready", "model": str, "path": str, "backend": "triton"|"cpu"|"reference"|"torch", "reason": str,
      "device": str, "dtype": str, "context_length": int|null, "bits_per_weight": float, "quantized": int,
-     "has_chat_template": bool, "notes": [str, ...]}
+     "decoding": str, "has_chat_template": bool, "notes": [str, ...]}
     {"type": "prompt", "id": ID, "done": int, "total": int}     tokens of the prompt read, from 0, after each chunk
     {"type": "text", "id": ID, "text": str}             the next piece, whole characters, at most about 20 a second
     {"type": "done", "id": ID, "prompt_tokens": int, "new_tokens": int, "tokens_per_second": float,
@@ -35,7 +35,8 @@ A `chat` gets `prompt` messages, then any number of `text`, and exactly one `don
 means and may be, `sampling.py` says. Of a stop string nothing is ever sent, and the answer it ends has `finish_reason`
 "stop". A cancel is noticed between two tokens (in a long prompt: between two chunks of it) and answered by `done` with
 `finish_reason` "cancelled", also for a request still waiting in line. A cancel of an id that is not known or already
-answered does nothing. An error that is not fatal leaves the worker ready for the next request; after a fatal one it
+answered does nothing. `decoding` says in words whether the model runs on our own decoder or on transformers' forward
+pass, and why. An error that is not fatal leaves the worker ready for the next request; after a fatal one it
 exits with `exit_code`, as documented in `errors.py`.
 
 A `score` gets `prompt` messages, then `scores` until every token of the answer had one, and exactly one `scored` or
@@ -157,11 +158,12 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
 
     resolved = resolve_model(options.model, on_progress)
     read_checkpoint(resolved.path)  # torch takes seconds to import: a folder without a model is told before
+    from awq_engine.decoding import prepare_decoding
     from awq_engine.prompts import has_chat_template
     from awq_engine.runtime import load_model
 
     try:
-        loaded = load_model(resolved.path, backend=options.backend, device=options.device)
+        loaded = prepare_decoding(load_model(resolved.path, backend=options.backend, device=options.device))
     except Exception as error:
         raise _named(error) from error
     wire.send(
@@ -175,6 +177,7 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
         context_length=loaded.context_length,
         bits_per_weight=loaded.bits_per_weight,
         quantized=loaded.quantized,
+        decoding=loaded.decoding,
         has_chat_template=has_chat_template(loaded.tokenizer),
         notes=list(loaded.notes),
     )

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
+from awq_engine.decoding import prepare_decoding
+from awq_engine.demo import MODEL
 from awq_engine.disk import existing_parent
+from awq_engine.errors import first_line
 from awq_engine.format import size
 from awq_engine.runs import runs_dir
-from awq_engine.runtime import pick_device
+from awq_engine.runtime import load_model, pick_device
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, backends, choose, prepare
 from awq_kernels.int_weight import IntWeight
@@ -32,7 +35,8 @@ def doctor() -> dict[str, Any]:
 
     Keys: `versions` (by package, and `python`), `platform`, `devices` (name, description, memory), `backends` (name,
     available, reason) on the device that `auto` picks, `auto` (device, backend, reason, and the outcome of a small
-    product: `relative_error`, `problem`), `disk` (the runs directory) and `hub` (cache, endpoint, offline, token).
+    product: `relative_error`, `problem`), `decoding` (which decoder runs the bundled model there), `disk` (the runs
+    directory) and `hub` (cache, endpoint, offline, token).
     """
     device = pick_device("auto")
     return {
@@ -41,6 +45,7 @@ def doctor() -> dict[str, Any]:
         "devices": [_cpu(), *_accelerators()],
         "backends": [_as_dict(status) for status in backends(device)],
         "auto": _auto(device),
+        "decoding": _decoding(device),
         "disk": _disk(),
         "hub": _hub(),
     }
@@ -60,6 +65,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {status['name']:<14} {mark:<4} {status['reason']}")
     lines.append(f"{'auto takes':<16} {auto['backend']}: {auto['reason']}")
     lines.append(f"{'its check':<16} {_outcome(auto)}")
+    lines.append(f"{'decoding':<16} {report['decoding']}")
     lines += ["", f"{'runs':<16} {disk['runs_dir']}, {size(disk['free'])} free of {size(disk['total'])}"]
     lines.append(f"{'Hub cache':<16} {hub['cache']}")
     lines.append(f"{'Hub':<16} {'offline' if hub['offline'] else 'online'}, {hub['endpoint']}")
@@ -96,6 +102,14 @@ def _auto(device: torch.device) -> dict[str, Any]:
     return picked | {"relative_error": error, "problem": problem}
 
 
+def _decoding(device: torch.device) -> str:
+    """How the bundled model makes tokens here; our own decoder is checked against transformers' on the way."""
+    try:
+        return f"{prepare_decoding(load_model(MODEL, device=str(device))).decoding} for the bundled model"
+    except Exception as failure:  # as above
+        return f"FAILED for the bundled model: {first_line(failure)}"
+
+
 def _check(backend: str, device: torch.device) -> float:
     """Relative error of one product of this backend against float64."""
     generator = torch.Generator().manual_seed(0)
@@ -110,11 +124,11 @@ def _check(backend: str, device: torch.device) -> float:
 
 def _cpu() -> dict[str, Any]:
     total, free = host_memory()
-    described = f"{_processor()}, {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    described = f"{processor()}, {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return {"name": "cpu", "description": described, "memory_total": total, "memory_free": free}
 
 
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from awq_engine.architecture import auto_class
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, first_line
+from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.linear import QuantizedLinear
 from awq_engine.placement import MakeLinear, left_out, place_quantized
@@ -52,6 +53,11 @@ class LoadedModel:
     """As stored: of the quantized linears with their scales and zero points, else of all tensors."""
     notes: tuple[str, ...] = ()
     """Sentences on what is not as asked or not as usual: linears the backend could not take, tensors left out."""
+
+    fast: FastModel | None = None
+    """What our own decoder runs; None where transformers' forward pass does (`decoding.prepare_decoding` decides)."""
+    decoding: str = "transformers' forward pass"
+    """Which of the two, and why, as a clause."""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -8,7 +8,8 @@ costs the same for any number: beyond `MAX_TOKENS` the weights are dequantized t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from awq_kernels.int_weight import IntWeight
 GROUP_SIZES = (32, 64, 128, 256)
 MAX_TOKENS = 48
 """More tokens than this are faster dequantized; measured on AVX2 with 1024x1024 and 2048x2048 weights."""
+JOINED_ROWS = 64
+"""A multiple of the number of outputs that torch packs at a time: 64 with AVX-512, 32 with AVX2, fewer elsewhere."""
 CHUNK_WEIGHTS = 4 << 20
 """Weights dequantized at once: 16 MiB of float32."""
 
@@ -65,6 +68,35 @@ def pack_cpu(weight: IntWeight) -> CpuWeight:
         zero_point=weight.zero_point,
         group_size=weight.group_size,
     )
+
+
+def join(weights: Sequence[CpuWeight]) -> CpuWeight | None:
+    """`weights`, which have the same inputs, as one weight with the outputs of all in a row; None if that cannot be.
+
+    torch packs a number of outputs at a time and lays these blocks behind one another. So packed weights can be too, as
+    long as each but the last consists of whole blocks, whatever the processor's block is.
+    """
+    same = len({(weight.group_size, weight.halves.shape[1]) for weight in weights}) == 1
+    if not same or any(weight.halves.shape[0] % JOINED_ROWS for weight in weights[:-1]):
+        return None
+    return CpuWeight(
+        packed=torch.cat([weight.packed for weight in weights]),
+        scale_and_zero=torch.cat([weight.scale_and_zero for weight in weights], dim=1),
+        halves=torch.cat([weight.halves for weight in weights]),
+        scale=torch.cat([weight.scale for weight in weights]),
+        zero_point=torch.cat([weight.zero_point for weight in weights]),
+        group_size=weights[0].group_size,
+    )
+
+
+def split(whole: CpuWeight, weights: Sequence[CpuWeight]) -> list[CpuWeight]:
+    """`weights`, of which `whole` was joined, as parts of its memory."""
+    rows = [weight.halves.shape[0] for weight in weights]
+    parts = [getattr(whole, name).split(rows) for name in ("packed", "halves", "scale", "zero_point")]
+    return [
+        replace(weight, packed=packed, halves=halves, scale=scale, zero_point=zero_point)
+        for weight, packed, halves, scale, zero_point in zip(weights, *parts, strict=True)
+    ]
 
 
 def matmul(x: torch.Tensor, weight: CpuWeight, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +48,8 @@ class PreparedLinear:
     compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     note: str | None = None
     """Why the backend asked for was not taken, as a clause; None when it was."""
+    packed: cpu.CpuWeight | None = None
+    """What `join` can join."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x @ W.T + bias` for x [..., in_features]; the result has the dtype of `x`."""
@@ -86,7 +88,18 @@ def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> Prep
     prepared = makers[backend](replace(weight, order=None))
     if (order := weight.order) is None:
         return prepared
-    return replace(prepared, compute=lambda x, bias: prepared.compute(x[..., order], bias))
+    return replace(prepared, compute=lambda x, bias: prepared.compute(x[..., order], bias), packed=None)
+
+
+def join(linears: Sequence[PreparedLinear]) -> tuple[PreparedLinear, list[PreparedLinear]] | None:
+    """One linear for the outputs of all `linears` in a row, and each of them anew, reading its part of the same memory.
+
+    None when they cannot be joined: only weights packed for the CPU with one group size can, so far.
+    """
+    weights = [linear.packed for linear in linears if linear.packed is not None]
+    if len(weights) != len(linears) or (whole := cpu.join(weights)) is None:
+        return None
+    return _computed_on_cpu(whole), [_computed_on_cpu(part) for part in cpu.split(whole, weights)]
 
 
 def _prepare_triton(weight: IntWeight) -> PreparedLinear:
@@ -103,8 +116,12 @@ def _prepare_triton(weight: IntWeight) -> PreparedLinear:
 def _prepare_cpu(weight: IntWeight) -> PreparedLinear:
     if reason := cpu.obstacle(weight):
         return _prepare_reference(weight, reason)
-    packed = cpu.pack_cpu(weight)
-    return PreparedLinear("cpu", weight.in_features, weight.out_features, lambda x, bias: cpu.matmul(x, packed, bias))
+    return _computed_on_cpu(cpu.pack_cpu(weight))
+
+
+def _computed_on_cpu(packed: cpu.CpuWeight) -> PreparedLinear:
+    rows, half = packed.halves.shape
+    return PreparedLinear("cpu", 2 * half, rows, lambda x, bias: cpu.matmul(x, packed, bias), packed=packed)
 
 
 def _prepare_reference(weight: IntWeight, note: str | None = None) -> PreparedLinear:

@@ -32,6 +32,11 @@ def test_auto_takes_an_available_backend_that_computes(report: dict[str, Any]) -
     assert 0 < auto["relative_error"] < 1e-2
 
 
+def test_the_decoder_of_the_bundled_model_is_told(report: dict[str, Any]) -> None:
+    assert report["decoding"] == "our own decoder for the bundled model"
+    assert report["decoding"] in render(report)
+
+
 def test_memory_and_disk_are_plausible(report: dict[str, Any]) -> None:
     cpu = report["devices"][0]
     assert cpu["name"] == "cpu"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from truth import TOLERANCE, random_tokens, random_weight, relative_error, truth
 
-from awq_kernels.cpu import MAX_TOKENS, matmul, obstacle, pack_cpu
+from awq_kernels.cpu import JOINED_ROWS, MAX_TOKENS, join, matmul, obstacle, pack_cpu, split
 
 FEW = TOLERANCE[torch.bfloat16] * 2
 """Activations, scales and zero points are rounded to bfloat16 as well as the result."""
@@ -51,3 +51,24 @@ def test_what_does_not_fit_is_said(out_features: int, group_size: int, bits: int
     assert words in str(obstacle(weight))
     with pytest.raises(ValueError, match=words):
         pack_cpu(weight)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, MAX_TOKENS + 1])
+@pytest.mark.parametrize("rows", [(128, 64, 64), (64, 16), (192, 320, 48)])
+def test_joined_weights_give_the_same_numbers(rows: tuple[int, ...], n_tokens: int) -> None:
+    """Bit for bit: of all at once, and of each part read from the joined memory."""
+    weights = [pack_cpu(random_weight(n, 256, 64)) for n in rows]
+    x = random_tokens(n_tokens, 256, torch.float32)
+    alone = [matmul(x, weight) for weight in weights]
+    whole = join(weights)
+    assert whole is not None
+    assert torch.equal(matmul(x, whole), torch.cat(alone, dim=1))
+    for part, expected in zip(split(whole, weights), alone, strict=True):
+        assert torch.equal(matmul(x, part), expected)
+        assert part.packed.untyped_storage().data_ptr() == whole.packed.untyped_storage().data_ptr()
+
+
+def test_weights_that_cannot_be_joined_are_not() -> None:
+    whole, part = random_weight(JOINED_ROWS, 256, 64), random_weight(16, 256, 64)
+    assert join([pack_cpu(part), pack_cpu(whole)]) is None, "the first is no whole block"
+    assert join([pack_cpu(whole), pack_cpu(random_weight(64, 256, 32))]) is None

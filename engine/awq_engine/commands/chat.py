@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from awq_engine.commands.console import note
+from awq_engine.decoding import prepare_decoding
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.format import duration
 from awq_engine.generate import PREFILL_CHUNK, GenerationStats, PromptProgress, generate
@@ -28,7 +29,7 @@ def chat(args: argparse.Namespace) -> int:
     prompt = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_prompt()
-    loaded = load_model(resolve_model(args.model).path, backend=args.backend, device=args.device)
+    loaded = prepare_decoding(load_model(resolve_model(args.model).path, backend=args.backend, device=args.device))
     note(introduce(loaded))
     for sentence in loaded.notes:
         note(one_line(sentence))
@@ -65,9 +66,9 @@ def _show_progress(progress: PromptProgress) -> None:
 
 
 def introduce(loaded: LoadedModel) -> str:
-    """One line on what answers, and with which backend."""
+    """One line on what answers, with which backend and which decoder."""
     backend = f"{loaded.backend} on {loaded.device} ({loaded.reason})"
-    return one_line(f"{loaded.path.name}: {backend}, {loaded.bits_per_weight:.2f} bits")
+    return one_line(f"{loaded.path.name}: {backend}, {loaded.bits_per_weight:.2f} bits, {loaded.decoding}")
 
 
 def describe(stats: GenerationStats) -> str:

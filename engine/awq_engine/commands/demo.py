@@ -52,11 +52,12 @@ def _evaluate(output: Path) -> dict[str, Any]:
 
 
 def _chat(output: Path) -> dict[str, Any]:
+    from awq_engine.decoding import prepare_decoding
     from awq_engine.generate import GenerationStats, generate
     from awq_engine.runtime import load_model
     from awq_engine.sampling import Sampling
 
-    loaded = load_model(output)
+    loaded = prepare_decoding(load_model(output))
     note(f"chatting with the {loaded.backend} backend: {loaded.reason}")
     pieces = list(generate(loaded, [{"role": "user", "content": PROMPT}], Sampling(REPLY_TOKENS, temperature=0.0)))
     stats = next(piece for piece in pieces if isinstance(piece, GenerationStats))

@@ -1,0 +1,202 @@
+"""How fast does a person get tokens, next to the same model in floats and next to llama.cpp?
+
+    python -m benchmarks.decode [--shape tinyllama-1.1b] [--blocks N] [--threads 2] [--tokens 32] [--rounds 7]
+        [--peers float32,bfloat16,Q4_1,Q4_K_S] [--head] [--work FOLDER] [--note TEXT]
+
+Ours is what `awq-tui chat` runs: `generate` on a W4 g128 checkpoint, greedy; `forward` is the same with transformers'
+forward pass around our linears. `float32` and `bfloat16` are the very same weights dequantized, under transformers
+`generate`; that ours gives their logits is checked before anything is timed. `Q4_...` is llama.cpp in a process of its
+own, on a model of the same shape (its head as it rounds it by default; ours stays in floats unless `--head`), from an
+environment that is built on first use, which takes long on few cores.
+
+All take turns in every round, so that a machine that is busy with other things slows all of them: what counts is the
+median over rounds of the ratio of times per token within a round. Appends to `benchmarks/results/decode.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from awq_engine.decoding import open_decoder, prepare_decoding
+from awq_engine.doctor import processor
+from awq_engine.generate import GenerationStats, generate
+from awq_engine.runs import QUIET_THREADS
+from awq_engine.runtime import LoadedModel, load_dequantized, load_model
+from awq_engine.sampling import Sampling
+from awq_engine.spec import QuantSpec
+from benchmarks.results_file import append_rows
+from benchmarks.synthetic import SHAPES, Shape, write_synthetic
+
+MESSAGES = [{"role": "user", "content": "Tell me about a dog."}]
+PROMPT = list(range(3, 19))
+TOLERANCE = 0.05
+"""Relative difference of logits that activations in bfloat16 explain over some dozens of blocks."""
+ENVIRONMENT = Path("build") / "llama-cpp"
+PEER = Path(__file__).with_name("llama_cpp_peer.py")
+
+Measure = Callable[[int], float]
+"""Seconds for each of so many tokens after the first."""
+
+
+def main() -> None:
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    shape = SHAPES[options.shape]
+    shape = shape.shortened(options.blocks or shape.blocks)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        ways, decoding = _ways(options, shape, work)
+        rounds = [{name: measure(options.tokens) for name, measure in ways.items()} for _ in range(options.rounds + 1)]
+    rows = list(_rows(options, shape, rounds[1:], decoding))  # the first warms up
+    for row in rows:
+        print(f"{row['way']:<10} {row['ms_per_token']:>8} ms/token, {row['time_over_ours']} x ours ({row['spread']})")
+    append_rows("decode", rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="tinyllama-1.1b", choices=list(SHAPES))
+    parser.add_argument("--blocks", type=int, help="fewer than the shape has")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", default="float32,bfloat16", help="float32, bfloat16, Q4_0, Q4_1, Q4_K_S, Q4_K_M")
+    parser.add_argument("--head", action="store_true", help="round the output head too")
+    parser.add_argument("--work", type=Path, help="where models are kept between calls")
+    parser.add_argument("--note", default="", help="what is measured, for the results file")
+    return parser.parse_args()
+
+
+def _ways(options: argparse.Namespace, shape: Shape, work: Path) -> tuple[dict[str, Measure], str]:
+    """What is measured, by name, ours first; and which decoder ours is."""
+    folder = work / f"{options.shape}-{shape.blocks}-w4{'-head' if options.head else ''}"
+    if not folder.is_dir():
+        write_synthetic(folder, shape, rounded=QuantSpec(4, 128, symmetric=False), head=options.head)
+    ours = prepare_decoding(load_model(folder, device="cpu"))
+    forward = replace(ours, fast=None)
+    ways = {"ours": lambda tokens: _ours(ours, tokens), "forward": lambda tokens: _ours(forward, tokens)}
+    for peer in filter(None, options.peers.split(",")):
+        if peer in ("float32", "bfloat16"):
+            floats = load_dequantized(folder, device="cpu", dtype=getattr(torch, peer))
+            _check(ours, floats)
+            ways[peer] = lambda tokens, floats=floats: _transformers(floats, tokens)
+        else:
+            ways[peer] = llama_cpp(work / f"{options.shape}-{shape.blocks}-{peer}.gguf", shape, peer, options.threads)
+    return ways, ours.decoding
+
+
+def _check(ours: LoadedModel, floats: LoadedModel) -> None:
+    """Both must find the same tokens likely before either is timed."""
+    expected = open_decoder(floats).read(PROMPT, keep=len(PROMPT))
+    found = open_decoder(ours).read(PROMPT, keep=len(PROMPT))
+    difference = float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm())
+    print(f"logits differ by {difference:.1e} from those in {floats.dtype}", flush=True)
+    if not difference < TOLERANCE:
+        raise SystemExit("that is no rounding error: nothing is timed")
+
+
+def _ours(loaded: LoadedModel, tokens: int) -> float:
+    *_, stats = generate(loaded, MESSAGES, Sampling(max_tokens=tokens + 1, temperature=0))
+    assert isinstance(stats, GenerationStats)
+    assert stats.new_tokens == tokens + 1
+    return 1 / stats.tokens_per_second
+
+
+class Clock(BaseStreamer):
+    """When each token came; the prompt comes first."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def _transformers(loaded: LoadedModel, tokens: int) -> float:
+    model: Any = loaded.model
+    clock = Clock()
+    with torch.inference_mode():
+        model.generate(
+            torch.tensor([PROMPT]),
+            max_new_tokens=tokens + 1,
+            min_new_tokens=tokens + 1,
+            do_sample=False,
+            streamer=clock,
+        )
+    return (clock.times[-1] - clock.times[1]) / tokens
+
+
+def llama_cpp(file: Path, shape: Shape, kind: str, threads: int) -> Measure:
+    """llama.cpp in a process of its own, ready to be asked."""
+    python = _environment()
+    if not file.is_file():
+        subprocess.run([python, PEER, file, "--write", json.dumps(asdict(shape)), kind], check=True)
+    process = subprocess.Popen(
+        [python, PEER, file, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    send, receive = process.stdin, process.stdout
+    if receive.readline().strip() != "ready":
+        raise SystemExit("llama.cpp did not start")
+
+    def measure(tokens: int) -> float:
+        send.write(f"{tokens}\n")
+        send.flush()
+        return float(receive.readline())
+
+    return measure
+
+
+def _environment() -> Path:
+    """The Python of an environment with llama-cpp-python, built from its source package when it is not there yet."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+        command = [python, "-m", "pip", "install", "--no-binary", "llama-cpp-python", "llama-cpp-python", "gguf"]
+        subprocess.run(command, check=True, env={**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": "1"})
+    return python
+
+
+def _rows(
+    options: argparse.Namespace, shape: Shape, rounds: list[dict[str, float]], decoding: str
+) -> Iterator[dict[str, Any]]:
+    for way in rounds[0]:
+        ratios = sorted(times[way] / times["ours"] for times in rounds)
+        yield {
+            "processor": f"{processor()} {torch.backends.cpu.get_cpu_capability()}",
+            "transformers": version("transformers"), "python": platform.python_version(),
+            "shape": options.shape, "blocks": shape.blocks, "head": options.head,
+            "threads": options.threads, "tokens": options.tokens, "rounds": len(rounds), "way": way,
+            "ms_per_token": f"{1000 * statistics.median(times[way] for times in rounds):.1f}",
+            "time_over_ours": f"{statistics.median(ratios):.2f}", "spread": f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            "decoding": decoding, "note": options.note,
+        }  # fmt: skip
+
+
+if __name__ == "__main__":
+    if any(os.environ.get(name) != value for name, value in QUIET_THREADS.items()):  # as the chat worker runs
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks.decode", *sys.argv[1:]], {**os.environ, **QUIET_THREADS}
+        )
+    main()

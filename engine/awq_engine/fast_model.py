@@ -1,0 +1,277 @@
+"""A decoder of our own for the models most people run: blocks of attention and a gated MLP with a norm before each.
+
+transformers' forward pass builds masks, positions and cache entries anew for every token, in Python. Where the blocks
+are of the usual form (Llama, Mistral, Qwen and what is built like them) the same is done here with a few operations
+over a key-value cache that is allocated ahead, and with the linears that read the same input joined to one product.
+
+What fits is found by structure, not by a table of models: the modules that a block has, and what can be read off them.
+`decoding` then runs a few tokens through both and takes this one only where they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from awq_engine.joined import join_linears
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+BLOCK = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+AROUND = {"embed_tokens", "layers", "norm", "rotary_emb"}
+PROBED = 16
+"""Positions at either end of the context whose rotations are compared."""
+
+
+class MisfitError(Exception):
+    """Why a model is not of the usual form, as a clause."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root mean square norm."""
+
+    weight: torch.Tensor
+    """[width]."""
+    epsilon: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block."""
+
+    attention_norm: Norm
+    qkv: Linear
+    """To queries, keys and values of all heads, in this order."""
+    head_norms: tuple[Norm, Norm] | None
+    """Of queries and of keys, head by head."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    """What scores are multiplied by."""
+    window: int | None
+    """How many tokens attention looks back, the present one included; None for all."""
+    output: Linear
+    mlp_norm: Norm
+    gate_up: Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    down: Linear
+
+
+@dataclass(frozen=True)
+class FastModel:
+    """Everything a token runs through."""
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    blocks: tuple[Block, ...]
+    norm: Norm
+    head: Linear
+    rotations: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    """From positions, int64 [n], to cosines and sines, each [n, head_dim]."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the activations and of the cache."""
+    context_length: int | None
+
+
+def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.dtype) -> FastModel:
+    """`model` taken apart; its linears are joined in place and stay usable. `MisfitError` says why it cannot be."""
+    base: Any = next((module for module in model.modules() if _parts(module) == AROUND), None)
+    if base is None:
+        raise MisfitError(f"{type(model).__name__} is not made of embeddings, blocks, a norm and a rotation alone")
+    windows = _windows(model)
+    blocks = list(base.layers)
+    if len(windows) != len(blocks):
+        raise MisfitError("the cache has another number of layers than the model has blocks")
+    rotations = _rotations(base.rotary_emb, dtype, context_length)
+    for block in blocks:
+        _check_parts(block)
+        if (
+            turned := rotations(torch.zeros(1, dtype=torch.long, device=model.device))[0].shape[1]
+        ) != block.self_attn.head_dim:
+            raise MisfitError(f"it turns {turned} of {block.self_attn.head_dim} channels of a head")
+    return FastModel(
+        embed=base.embed_tokens,
+        blocks=tuple(_read_block(block, window) for block, window in zip(blocks, windows, strict=True)),
+        norm=_norm(base.norm),
+        head=cast(Linear, model.get_output_embeddings()),
+        rotations=rotations,
+        device=model.device,
+        dtype=dtype,
+        context_length=context_length,
+    )
+
+
+def _windows(model: PreTrainedModel) -> list[int | None]:
+    """How far each block looks back, as transformers' own cache for this model knows it."""
+    windows: list[int | None] = []
+    for layer in DynamicCache(config=model.config).layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise MisfitError(f"it keeps a {type(layer).__name__}, not keys and values of all tokens")
+        windows.append(getattr(layer, "sliding_window", None))
+    return windows
+
+
+def _rotations(
+    rotary: Any, dtype: torch.dtype, context_length: int | None
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The model's rotary embedding, once it is sure that a position's rotation does not depend on the length."""
+
+    def rotations(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = rotary(torch.empty(0, dtype=dtype, device=positions.device), positions[None])
+        return cos[0], sin[0]
+
+    near = torch.arange(PROBED, device=rotary.inv_freq.device)
+    far = near + max(PROBED, context_length or 0)
+    alone, among = rotations(near), rotations(torch.cat([near, far]))
+    if not all(torch.equal(a, b[:PROBED]) for a, b in zip(alone, among, strict=True)):
+        raise MisfitError("its rotary embedding changes with the length of the text")
+    return rotations
+
+
+def _parts(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _check_parts(block: Any) -> None:
+    if _parts(block) != BLOCK:
+        raise MisfitError(f"a {type(block).__name__} has the parts {', '.join(sorted(_parts(block)))}")
+    if _parts(block.self_attn) not in (ATTENTION, ATTENTION | HEAD_NORMS):
+        raise MisfitError(f"its attention has the parts {', '.join(sorted(_parts(block.self_attn)))}")
+    if _parts(block.mlp) != MLP:
+        raise MisfitError(f"its MLP has the parts {', '.join(sorted(_parts(block.mlp)))}")
+
+
+def _read_block(block: Any, window: int | None) -> Block:
+    attention, mlp = block.self_attn, block.mlp
+    queries, keys = attention.q_proj.out_features, attention.k_proj.out_features
+    width = attention.head_dim
+    if keys != attention.v_proj.out_features or queries % width or keys % width or queries % keys:
+        raise MisfitError(f"its attention has {queries} queries and {keys} keys in heads of {width}")
+    norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+    if norms and any(len(norm.weight) != width for norm in norms):
+        raise MisfitError("its queries and keys are normed across heads")
+    return Block(
+        attention_norm=_norm(block.input_layernorm),
+        qkv=join_linears([attention.q_proj, attention.k_proj, attention.v_proj]),
+        head_norms=norms,
+        heads=queries // width,
+        kv_heads=keys // width,
+        head_dim=width,
+        scale=attention.scaling,
+        window=window,
+        output=attention.o_proj,
+        mlp_norm=_norm(block.post_attention_layernorm),
+        gate_up=join_linears([mlp.gate_proj, mlp.up_proj]),
+        activation=mlp.act_fn,
+        down=mlp.down_proj,
+    )
+
+
+def _norm(module: Any) -> Norm:
+    weight = getattr(module, "weight", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, torch.Tensor) or not isinstance(epsilon, float) or hasattr(module, "bias"):
+        raise MisfitError(f"its norms are {type(module).__name__}")
+    return Norm(weight, epsilon)
+
+
+class FastDecoder:
+    """One sequence read by a `FastModel`; see `decoding.Decoder`."""
+
+    def __init__(self, model: FastModel, first_position: int = 0) -> None:
+        """`first_position`: of the first token, for checks far behind in the context."""
+        self._model = model
+        self._first = first_position
+        self._length = 0
+        self._capacity = 0
+        self._cache: list[torch.Tensor] = [
+            torch.empty(2, block.kv_heads, 0, block.head_dim, device=model.device, dtype=model.dtype)
+            for block in model.blocks
+        ]  # of each block: keys and values, [2, kv_heads, capacity, head_dim]
+        self._cos = self._sin = torch.empty(0)  # [capacity, 1, head_dim]
+
+    @torch.inference_mode()
+    def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
+        model = self._model
+        self._reserve(self._length + len(tokens))
+        x = model.embed(torch.tensor(tokens, device=model.device))
+        masks = self._masks(len(tokens))
+        for block, cache in zip(model.blocks, self._cache, strict=True):
+            x = x + self._attention(block, cache, block.attention_norm(x), masks[block.window])
+            gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
+            x = x + block.down(block.activation(gate) * up)
+        self._length += len(tokens)
+        return model.head(model.norm(x[-keep:])).float().cpu()
+
+    def _attention(self, block: Block, cache: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Of the normed `x` [n, hidden]; keys and values go into `cache`."""
+        n, group = len(x), block.heads // block.kv_heads
+        heads = block.qkv(x).view(n, block.heads + 2 * block.kv_heads, block.head_dim)
+        turned, values = heads.split([block.heads + block.kv_heads, block.kv_heads], dim=1)
+        if block.head_norms is not None:
+            queries, keys = turned.split([block.heads, block.kv_heads], dim=1)
+            turned = torch.cat([block.head_norms[0](queries), block.head_norms[1](keys)], dim=1)
+        now = slice(self._length, self._length + n)
+        turned = _rotate(turned, self._cos[now], self._sin[now])
+        cache[0, :, now] = turned[:, block.heads :].transpose(0, 1)
+        cache[1, :, now] = values.transpose(0, 1)
+        first = 0 if mask is not None or block.window is None else max(0, now.stop - block.window)
+        keys, values = cache[:, :, None, first : now.stop]  # [kv_heads, 1, n_keys, head_dim]
+        queries = turned[:, : block.heads].view(n, block.kv_heads, group, block.head_dim)
+        if n == 1:  # the heads that share a key are its queries: nothing is repeated, nothing is masked
+            y = F.scaled_dot_product_attention(queries.transpose(0, 1), keys, values, scale=block.scale)
+            return block.output(y.reshape(1, -1))
+        keys, values = (part.expand(-1, group, -1, -1) for part in (keys, values))
+        y = F.scaled_dot_product_attention(
+            queries.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None, scale=block.scale
+        )
+        return block.output(y.permute(2, 0, 1, 3).reshape(n, -1))
+
+    def _masks(self, n: int) -> dict[int | None, torch.Tensor | None]:
+        """For each window: which keys each of the next `n` tokens looks at, bool [n, n_keys]; None for the obvious."""
+        windows = {block.window for block in self._model.blocks}
+        return {window: None if self._is_plain(n, window) else self._mask(n, window) for window in windows}
+
+    def _is_plain(self, n: int, window: int | None) -> bool:
+        """Whether the next `n` tokens look at all keys that they may look at at all."""
+        return n == 1 or (self._length == 0 and (window is None or window >= n))
+
+    def _mask(self, n: int, window: int | None) -> torch.Tensor:
+        total = self._length + n
+        queries = torch.arange(self._length, total, device=self._model.device)[:, None]
+        keys = torch.arange(total, device=self._model.device)
+        return (keys <= queries) & (keys > queries - (window or total))
+
+    def _reserve(self, length: int) -> None:
+        """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""
+        if length <= self._capacity:
+            return
+        self._capacity = max(length, min(max(256, 2 * self._capacity), self._model.context_length or length))
+        for index, old in enumerate(self._cache):
+            new = old.new_empty(2, old.shape[1], self._capacity, old.shape[3])
+            new[:, :, : self._length] = old[:, :, : self._length]
+            self._cache[index] = new
+        positions = torch.arange(self._capacity, device=self._model.device) + self._first
+        cos, sin = self._model.rotations(positions)
+        half = sin.shape[1] // 2
+        self._cos, self._sin = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=1)[:, None]
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """`x` [n, heads, head_dim] turned by position: RoFormer (arXiv:2104.09864), with the two halves as pairs."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin)

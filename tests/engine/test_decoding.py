@@ -1,0 +1,138 @@
+"""Our own decoder: the logits of transformers where a model fits, and never taken where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from rounded_checkpoint import demo_model, write_awq_folder
+from tiny_model import TINY, write_tiny_model
+
+from awq_engine.decoding import TransformersDecoder, open_decoder, prepare_decoding
+from awq_engine.fast_model import FastDecoder, FastModel
+from awq_engine.generate import GenerationStats, generate
+from awq_engine.linear import QuantizedLinear
+from awq_engine.runtime import LoadedModel, load_model
+from awq_engine.sampling import Sampling
+
+TEXT = [(37 * n * n + 11) % 2000 + 3 for n in range(90)]
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+MIXED = ["linear_attention", "full_attention"]
+WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+
+FITTING: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "untied": ("LlamaConfig", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+    "llama3-rope": ("LlamaConfig", {"rope_parameters": LLAMA3}),
+    "yarn": ("LlamaConfig", {"rope_parameters": YARN}),
+    "wide-heads": ("MistralConfig", {"head_dim": 32, "num_key_value_heads": 1}),
+    "window": ("MistralConfig", {"sliding_window": 9}),
+    "qwen2": ("Qwen2Config", {}),
+    "windows-in-some-blocks": ("Qwen2Config", WINDOWS),
+    "head-norms": ("Qwen3Config", {"head_dim": 32}),
+}
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "norms-around-one": ("GemmaConfig", {"head_dim": 16}, "logits would differ"),
+    "four-norms": ("Gemma2Config", {"head_dim": 16}, "has the parts"),
+    "joined-already": ("Phi3Config", {}, "has the parts"),
+    "multipliers": ("GraniteConfig", {"residual_multiplier": 0.9}, "logits would differ"),
+    "blocks-without-rotation": ("SmolLM3Config", {"no_rope_layers": [1, 0]}, "logits would differ"),
+    "interleaved-pairs": ("HeliumConfig", {"head_dim": 16}, "logits would differ"),
+    "rotation-by-length": ("LlamaConfig", {"rope_parameters": DYNAMIC}, "with the length"),
+    "no-rotation-at-all": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4}, "is not made of"),
+    "linear-attention": ("Qwen3NextConfig", {"head_dim": 16, "num_experts": 0, "layer_types": MIXED}, "keeps a"),
+}
+
+
+def load(folder: Path, name: str, changes: dict[str, Any]) -> LoadedModel:
+    config = getattr(transformers, name)(**{**TINY, **changes})
+    return load_model(write_tiny_model(folder, config), device="cpu")
+
+
+@torch.inference_mode()
+def expected_logits(loaded: LoadedModel, tokens: list[int]) -> torch.Tensor:
+    model: Any = loaded.model
+    return model(input_ids=torch.tensor([tokens])).logits[0].float()
+
+
+def read_in_pieces(fast: FastModel, tokens: list[int], pieces: list[int]) -> torch.Tensor:
+    decoder, at, found = FastDecoder(fast), 0, []
+    for length in pieces:
+        found.append(decoder.read(tokens[at : at + length], keep=length))
+        at += length
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("pieces", [[90], [1] * 90, [40, 1, 1, 30, 1, 17]], ids=["whole", "one-by-one", "mixed"])
+def test_logits_are_those_of_transformers(name: str, pieces: list[int], tmp_path: Path) -> None:
+    """However the text is cut into prompt, chunks and single tokens, also past a window."""
+    before = expected_logits(loaded := load(tmp_path / "model", *FITTING[name]), TEXT)
+    fast = prepare_decoding(loaded).fast
+    assert fast is not None
+    assert (read_in_pieces(fast, TEXT, pieces) - before).norm() < 1e-5 * before.norm()
+    assert (expected_logits(loaded, TEXT) - before).norm() < 1e-5 * before.norm(), "the model stays what it was"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_does_not_fit_goes_to_transformers_and_says_why(name: str, tmp_path: Path) -> None:
+    kind, changes, words = OTHERS[name]
+    before = load(tmp_path / "model", kind, changes)
+    logits = TransformersDecoder(before).read(TEXT[:20], keep=20)
+    loaded = prepare_decoding(before)
+    assert loaded.fast is None
+    assert words in loaded.decoding
+    assert torch.equal(open_decoder(loaded).read(TEXT[:20], keep=20), logits)
+
+
+def test_what_changes_with_the_position_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is of the usual form at its beginning only: checked at the end of its context too."""
+    loaded = load(tmp_path / "model", "LlamaConfig", {})
+    attention: Any = loaded.model.get_submodule("model.layers.0.self_attn")
+    forward = attention.forward
+
+    def cooler(hidden_states: torch.Tensor, **arguments: Any) -> Any:
+        far = float(arguments["position_ids"].max()) > 100
+        return forward(hidden_states * (0.5 if far else 1.0), **arguments)
+
+    monkeypatch.setattr(attention, "forward", cooler)
+    assert "logits would differ" in prepare_decoding(loaded).decoding
+
+
+def test_a_quantized_model_with_its_linears_joined(tmp_path: Path) -> None:
+    """Queries, keys and values are one product, gate and up too, with the logits of the linears one by one."""
+    config = transformers.LlamaConfig(**{**TINY, "hidden_size": 256, "intermediate_size": 192})
+    folder = write_awq_folder(write_tiny_model(tmp_path / "floats", config), tmp_path / "awq", group_size=32)
+    loaded = load_model(folder, device="cpu")
+    alone = TransformersDecoder(loaded).read(TEXT[:8], keep=8)
+    prepared = prepare_decoding(loaded)
+    assert prepared.fast is not None
+    block = prepared.fast.blocks[0]
+    assert isinstance(block.qkv, QuantizedLinear)
+    assert isinstance(block.gate_up, QuantizedLinear)
+    assert (block.qkv.out_features, block.gate_up.out_features) == (512, 384)
+    torch.testing.assert_close(open_decoder(prepared).read(TEXT[:8], keep=8), alone, rtol=0, atol=1e-3)
+    assert torch.equal(TransformersDecoder(loaded).read(TEXT[:8], keep=8), alone), "each still reads its own rows"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_both_decoders_write_the_same_text(backend: str, tmp_path: Path) -> None:
+    folder = write_awq_folder(demo_model(), tmp_path / "awq", group_size=64)
+    loaded = prepare_decoding(load_model(folder, backend=backend, device="cpu"))
+    assert loaded.decoding == "our own decoder"
+    texts = []
+    for way in (loaded, replace(loaded, fast=None)):
+        *pieces, stats = generate(way, [{"role": "user", "content": "A dog?"}], Sampling(max_tokens=40, temperature=0))
+        assert isinstance(stats, GenerationStats)
+        texts.append("".join(piece for piece in pieces if isinstance(piece, str)))
+    assert texts[0] == texts[1] != ""
