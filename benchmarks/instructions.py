@@ -44,10 +44,12 @@ BITS = tuple(PLANES)
 DOCUMENT = Path(__file__).parents[1] / "docs/kernels.md"
 MARK = "<!-- written by python -m benchmarks.instructions -->"
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-POINTERS = {"words_ptr": "*i16", "scale_ptr": "*fp16", "zero_ptr": "*fp16"}
+POINTERS = {
+    "words_ptr": "*i16", "scale_ptr": "*fp16", "zero_ptr": "*fp16", "experts_ptr": "*i32", "rows_ptr": "*i32"
+}  # fmt: skip
 """Those not named here point to activations or results."""
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-NOT_ALIGNED = ("n_tokens", "in_tiles", "first_tile", "end_row")
+NOT_ALIGNED = ("n_rows", "rows_per_token", "in_tiles", "expert_groups", "first_tile", "end_row")
 """Arguments that are no multiple of 16 as a rule."""
 
 
@@ -59,12 +61,14 @@ class Case:
     activations: str
     group_size: int
     launch: Launch
+    experts: bool = False
+    """Whether rows are spread over experts."""
 
     @property
     def name(self) -> str:
         launch = self.launch
         layout = f"{launch.tokens}x{launch.outputs} s{launch.slices} w{launch.warps} p{launch.stages}"
-        return f"W{self.bits} {self.activations} g{self.group_size} {layout}"
+        return f"W{self.bits} {self.activations} g{self.group_size} {layout}{' experts' if self.experts else ''}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def cases(target: str, quick: bool = False) -> Iterator[Case]:
     if quick:
         return
     yield Case(4, "fp16", 64, middle[4])
+    yield Case(4, "fp16", 128, middle[4], experts=True)
     for block, bits, out_features in itertools.product(blocks, BITS, (1024, 4096, 1 << 16)):
         for activations in ("fp16", "bf16") if block <= 16 else ("fp16",):
             yield Case(bits, activations, 128, shipped(bits, out_features, 64, block, device))
@@ -123,7 +128,8 @@ def compile_product(target: str, case: Case) -> tuple[Any, int]:
     gpu = gpu_target(target)
     tiles = example(case.bits, case.group_size)
     assembly = device_named(target).assembly
-    constants = product.compiled_for(tiles, case.launch, TYPES[case.activations], assembly) | {"HAS_BIAS": True}
+    constants = product.compiled_for(tiles, case.launch, TYPES[case.activations], assembly)
+    constants |= {"HAS_BIAS": True, "EXPERTS": case.experts}
     compiled = compile_kernel(gpu, product._product_kernel, constants, f"*{case.activations}")
     return compiled, case.launch.warps * gpu.warp_size
 

@@ -67,11 +67,16 @@ def _product_kernel(
     zero_ptr,
     bias_ptr,
     y_ptr,
-    n_tokens,
+    experts_ptr,
+    rows_ptr,
+    n_rows,
+    rows_per_token,
     in_features,
     out_features,
     in_tiles,
     padded_out,
+    expert_words,
+    expert_groups,
     BITS: tl.constexpr,
     PLANES: tl.constexpr,
     PLANE: tl.constexpr,
@@ -82,6 +87,7 @@ def _product_kernel(
     SHARED: tl.constexpr,
     WHOLE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    EXPERTS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     SLICES: tl.constexpr,
@@ -91,10 +97,11 @@ def _product_kernel(
     CONSTANTS: tl.constexpr,
     BASES: tl.constexpr,
 ):
-    """BN outputs for BM tokens: y [n_tokens, out_features].
+    """BN outputs for BM rows of y [n_rows, out_features].
 
     SHARED planes in a row lie in one group. WHOLE says that inputs fill tiles and tiles fill steps: nothing need be
-    masked; otherwise what lies beyond is read as zeros. ASM and what follows it is an `Unpack`, or empty.
+    masked; otherwise what lies beyond is read as zeros. ASM and what follows it is an `Unpack`, or empty. With EXPERTS
+    a program works on the rows listed for it, with the weights of the expert they go to (see `experts.py`).
     """
     WORDS: tl.constexpr = BITS * PLANES // 16
     PARTS: tl.constexpr = PLANES // SHARED
@@ -103,11 +110,23 @@ def _product_kernel(
     first_n = tl.program_id(0) * BN
     n = first_n + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
+    end = in_tiles
+    if EXPERTS:
+        m = tl.load(rows_ptr + m)
+        expert = tl.load(experts_ptr + tl.program_id(1)).to(tl.int64)
+        if expert < 0:  # nothing to do: all its rows lie beyond the last
+            expert, end = expert * 0, 0
+        words_ptr += expert * expert_words
+        scale_ptr += expert * expert_groups * padded_out
+        if ZERO == 0:
+            zero_ptr += expert * expert_groups * padded_out
+        if HAS_BIAS:
+            bias_ptr += expert * out_features
     words_ptr += (first_n // TILE_OUT).to(tl.int64) * in_tiles * TILE
     row = n % TILE_OUT * PLANE
-    token = tl.minimum(m, n_tokens - 1)  # tokens beyond the last one repeat it: no mask in the loop
+    token = tl.minimum(m, n_rows - 1) // rows_per_token  # rows beyond the last one repeat it: no mask in the loop
     i = tl.arange(0, PLANE)
-    if SLICES > 1:  # [slices, outputs, inputs] @ [slices, inputs, tokens]
+    if SLICES > 1:  # [slices, outputs, inputs] @ [slices, inputs, rows]
         slices = tl.arange(0, SLICES)
         w_slice, w_element = slices[:, None, None], row[None, :, None] + i[None, None, :]
         x_token, x_i = token[None, None, :], i[None, :, None]
@@ -119,7 +138,7 @@ def _product_kernel(
         scale_slice, scale_n = 0, n
         acc = tl.zeros((BN, BM), tl.float32)
     x_row = x_ptr + x_token * in_features
-    for step in range(0, in_tiles, SLICES):
+    for step in range(0, end, SLICES):
         w_tile, scale_tile = step + w_slice, step + scale_slice
         if not WHOLE:  # a slice beyond the last tile repeats it, and meets zeros
             w_tile, scale_tile = tl.minimum(w_tile, in_tiles - 1), tl.minimum(scale_tile, in_tiles - 1)
@@ -158,7 +177,7 @@ def _product_kernel(
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n, mask=n < out_features, other=0.0).to(tl.float32)[:, None]
     y = y_ptr + m[None, :] * out_features + n[:, None]
-    tl.store(y, acc.to(dtype), mask=(m[None, :] < n_tokens) & (n[:, None] < out_features))
+    tl.store(y, acc.to(dtype), mask=(m[None, :] < n_rows) & (n[:, None] < out_features))
 
 
 def matmul(
@@ -188,16 +207,34 @@ def matmul(
 
 def fused(x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None, launch: Launch) -> torch.Tensor:
     """The product of a few tokens, x [n_tokens, in_features] and contiguous, launched as told."""
-    n_tokens = x.shape[0]
-    y = torch.empty(n_tokens, tiles.out_features, dtype=x.dtype, device=x.device)
-    if n_tokens == 0:
-        return y
-    _product_kernel[(-(-tiles.out_features // launch.outputs), -(-n_tokens // launch.tokens))](
-        x, tiles.words, tiles.scale, tiles.magic_zero, bias, y,
-        n_tokens, tiles.in_features, tiles.out_features, tiles.in_tiles, tiles.scale.shape[1],
-        HAS_BIAS=bias is not None, **compiled_for(tiles, launch, x.dtype, device_of(x.device).assembly),
-    )  # fmt: skip
+    y = torch.empty(x.shape[0], tiles.out_features, dtype=x.dtype, device=x.device)
+    if len(y):
+        launch_product(x, tiles, bias, y, launch, -(-len(y) // launch.tokens))
     return y
+
+
+def launch_product(
+    x: torch.Tensor,
+    tiles: PlaneTiles,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    launch: Launch,
+    blocks: int,
+    rows_per_token: int = 1,
+    rows: torch.Tensor | None = None,
+    experts: torch.Tensor | None = None,
+) -> None:
+    """Write y [n_rows, out_features], `blocks` blocks of rows; row r has the input x[r // rows_per_token].
+
+    With `rows` and `experts`, `tiles` and `bias` have experts as their first dimension.
+    """
+    words, scale, zero = tiles.words, tiles.scale, tiles.magic_zero
+    _product_kernel[(-(-tiles.out_features // launch.outputs), blocks)](
+        x, words, scale, zero, bias, y, experts, rows,
+        len(y), rows_per_token, tiles.in_features, tiles.out_features, tiles.in_tiles, scale.shape[-1],
+        math.prod(words.shape[-5:]), scale.shape[-2], HAS_BIAS=bias is not None, EXPERTS=experts is not None,
+        **compiled_for(tiles, launch, x.dtype, device_of(x.device).assembly),
+    )  # fmt: skip
 
 
 def compiled_for(tiles: PlaneTiles, launch: Launch, dtype: torch.dtype, assembly: str | None) -> dict[str, Any]:

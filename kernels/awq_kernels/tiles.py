@@ -60,11 +60,11 @@ class PlaneTiles:
     @property
     def plane(self) -> int:
         """Inputs per plane."""
-        return self.words.shape[4]
+        return self.words.shape[-1]
 
     @property
     def in_tiles(self) -> int:
-        return self.words.shape[1]
+        return self.words.shape[-4]
 
     @property
     def nbytes(self) -> int:

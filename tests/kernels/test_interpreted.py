@@ -17,13 +17,14 @@ HERE = Path(__file__).parent
 
 needed = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="test_product.py runs in this process",
+    reason="they run in this process",
 )
 
 
 def interpret(marks: str, at_least: int) -> None:
-    """Runs the tests of `test_product.py` that have `marks`."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", str(HERE / "test_product.py")]
+    """Runs the kernels' tests that have `marks`."""
+    files = [str(HERE / "test_product.py"), str(HERE / "test_experts.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", *files]
     run = subprocess.run(
         [*command, "-m", marks],
         env=os.environ | {"TRITON_INTERPRET": "1"},

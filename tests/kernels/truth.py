@@ -17,9 +17,10 @@ def random_weight(
     symmetric: bool = False,
     bits: int = 4,
     scale_dtype: torch.dtype = torch.float16,
+    seed: int = 0,
 ) -> IntWeight:
     """Every integer, zero point and a wide range of scales; the same for the same arguments."""
-    generator = torch.Generator().manual_seed(out_features * 7919 + in_features * 31 + group_size)
+    generator = torch.Generator().manual_seed(out_features * 7919 + in_features * 31 + group_size + (seed << 32))
     shape = (out_features, in_features // group_size)
     zero_point = torch.randint(0, 2**bits, shape, generator=generator, dtype=torch.uint8)
     return IntWeight(
