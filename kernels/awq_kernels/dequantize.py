@@ -22,7 +22,7 @@ def _dequantize_kernel(
     first_tile,
     in_features,
     end_row,
-    padded_out,
+    n_groups,
     BITS: tl.constexpr,
     PLANES: tl.constexpr,
     PLANE: tl.constexpr,
@@ -43,8 +43,9 @@ def _dequantize_kernel(
         words = words + (tl.load(tile_ptr + word * (TILE_OUT * PLANE) + element),)
     for plane in tl.static_range(PLANES):
         group = (in_tile * PLANES + plane) // PLANES_PER_GROUP
-        scale = tl.load(scale_ptr + group * padded_out + n).to(tl.float32)
-        zero = tl.load(zero_ptr + group * padded_out + n) if ZERO == 0 else tl.full((TILE_OUT,), ZERO, tl.float16)
+        at_group = (out_tile * n_groups + group) * TILE_OUT + row
+        scale = tl.load(scale_ptr + at_group).to(tl.float32)
+        zero = tl.load(zero_ptr + at_group) if ZERO == 0 else tl.full((TILE_OUT,), ZERO, tl.float16)
         w = level(field(words, plane, BITS), zero[:, None], tl.float32) * scale[:, None]
         within = (in_tile * PLANES + plane) % PLANES_PER_GROUP * PLANE + i
         k = group * GROUP + within

@@ -20,6 +20,7 @@ import torch
 
 from awq_kernels import cpu, reference
 from awq_kernels.int_weight import IntWeight
+from awq_kernels.tiles import PlaneTiles, join_tiles, obstacle, pack_tiles, split_tiles
 
 NAMES = ("triton", "cpu", "reference")
 """Every backend, in the order of preference."""
@@ -48,7 +49,7 @@ class PreparedLinear:
     compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     note: str | None = None
     """Why the backend asked for was not taken, as a clause; None when it was."""
-    packed: cpu.CpuWeight | None = None
+    packed: cpu.CpuWeight | PlaneTiles | None = None
     """What `join` can join."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,22 +95,34 @@ def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> Prep
 def join(linears: Sequence[PreparedLinear]) -> tuple[PreparedLinear, list[PreparedLinear]] | None:
     """One linear for the outputs of all `linears` in a row, and each of them anew, reading its part of the same memory.
 
-    None when they cannot be joined: only weights packed for the CPU with one group size can, so far.
+    None when they cannot be joined: weights of one backend can that read the same inputs in the same groups.
     """
-    weights = [linear.packed for linear in linears if linear.packed is not None]
-    if len(weights) != len(linears) or (whole := cpu.join(weights)) is None:
+    packed = [linear.packed for linear in linears]
+    if on_cpu := [weight for weight in packed if isinstance(weight, cpu.CpuWeight)]:
+        whole = cpu.join(on_cpu) if len(on_cpu) == len(packed) else None
+        return whole and (_computed_on_cpu(whole), [_computed_on_cpu(part) for part in cpu.split(whole, on_cpu)])
+    tiles = [weight for weight in packed if isinstance(weight, PlaneTiles)]
+    if not tiles or len(tiles) != len(packed) or (joined := join_tiles(tiles)) is None:
         return None
-    return _computed_on_cpu(whole), [_computed_on_cpu(part) for part in cpu.split(whole, weights)]
+    parts = split_tiles(joined, [weight.out_features for weight in tiles])
+    return _computed_by_triton(joined), [_computed_by_triton(part) for part in parts]
 
 
 def _prepare_triton(weight: IntWeight) -> PreparedLinear:
-    from awq_kernels import product, tiles
-
-    if reason := tiles.obstacle(weight):
+    if reason := obstacle(weight):
         return _prepare_reference(weight, reason)
-    packed = tiles.pack_tiles(weight)
+    return _computed_by_triton(pack_tiles(weight))
+
+
+def _computed_by_triton(packed: PlaneTiles) -> PreparedLinear:
+    from awq_kernels import product
+
     return PreparedLinear(
-        "triton", weight.in_features, weight.out_features, lambda x, bias: product.matmul(x, packed, bias)
+        "triton",
+        packed.in_features,
+        packed.out_features,
+        lambda x, bias: product.matmul(x, packed, bias),
+        packed=packed,
     )
 
 

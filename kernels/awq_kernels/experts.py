@@ -14,7 +14,7 @@ import torch
 
 from awq_kernels.launches import Launches, device_of, token_block
 from awq_kernels.product import launch_product
-from awq_kernels.tiles import PlaneTiles
+from awq_kernels.tiles import TILE_OUT, PlaneTiles, join_tiles
 
 APART = 16
 """Up to so many rows each gets a block of its own: sorting them takes longer than reading an expert twice."""
@@ -31,22 +31,17 @@ class Routing:
     n_rows: int
 
 
-def stack_tiles(tiles: Sequence[PlaneTiles]) -> PlaneTiles:
-    """The weights of all experts, of the same shape, with experts as the first dimension of every tensor.
+def stack_tiles(experts: Sequence[PlaneTiles]) -> PlaneTiles | None:
+    """The tiles of all experts in a row, or None when they do not have the same shape, bits and groups.
 
-    Raises ValueError when shapes, bits or groups differ, or when some are symmetric and others are not.
+    `out_features` stays that of one expert. Outputs that do not fill their last tile are padded there.
     """
-    first = tiles[0]
-    for other in tiles[1:]:
-        if _kind(other) != _kind(first):
-            raise ValueError(f"experts differ: {_kind(first)} and {_kind(other)}")
-    zeros = [one.magic_zero for one in tiles if one.magic_zero is not None]
-    return replace(
-        first,
-        words=torch.stack([one.words for one in tiles]),
-        scale=torch.stack([one.scale for one in tiles]),
-        magic_zero=torch.stack(zeros) if zeros else None,
-    )
+    out_features = experts[0].out_features
+    if any(expert.out_features != out_features for expert in experts):
+        return None
+    whole = [replace(expert, out_features=len(expert.words) * TILE_OUT) for expert in experts]
+    joined = join_tiles(whole)
+    return None if joined is None else replace(joined, out_features=out_features)
 
 
 def route(experts: torch.Tensor, n_experts: int, block: int) -> Routing:
@@ -99,9 +94,3 @@ def matmul_experts(
         blocks, per_token = len(routing.experts), routing.n_rows // len(x)
         launch_product(x, stack, bias, y, launch, blocks, per_token, routing.rows, routing.experts)
     return y
-
-
-def _kind(tiles: PlaneTiles) -> tuple[object, ...]:
-    symmetric = "symmetric" if tiles.magic_zero is None else "asymmetric"
-    shape = f"{tiles.out_features}x{tiles.in_features}"
-    return f"{tiles.bits} bits", f"group {tiles.group_size}", shape, symmetric, tiles.scale.dtype

@@ -74,9 +74,7 @@ def _product_kernel(
     in_features,
     out_features,
     in_tiles,
-    padded_out,
-    expert_words,
-    expert_groups,
+    n_groups,
     BITS: tl.constexpr,
     PLANES: tl.constexpr,
     PLANE: tl.constexpr,
@@ -110,32 +108,31 @@ def _product_kernel(
     first_n = tl.program_id(0) * BN
     n = first_n + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
-    end = in_tiles
+    out_tile, end = (first_n // TILE_OUT).to(tl.int64), in_tiles
     if EXPERTS:
         m = tl.load(rows_ptr + m)
-        expert = tl.load(experts_ptr + tl.program_id(1)).to(tl.int64)
-        if expert < 0:  # nothing to do: all its rows lie beyond the last
-            expert, end = expert * 0, 0
-        words_ptr += expert * expert_words
-        scale_ptr += expert * expert_groups * padded_out
-        if ZERO == 0:
-            zero_ptr += expert * expert_groups * padded_out
+        expert = tl.load(experts_ptr + tl.program_id(1))
+        if expert < 0:  # all rows lie beyond the last: nothing to do
+            expert, end = 0, 0
+        out_tile += expert * tl.cdiv(out_features, TILE_OUT)
         if HAS_BIAS:
             bias_ptr += expert * out_features
-    words_ptr += (first_n // TILE_OUT).to(tl.int64) * in_tiles * TILE
-    row = n % TILE_OUT * PLANE
+    words_ptr += out_tile * (in_tiles * TILE)
+    scale_ptr += out_tile * (n_groups * TILE_OUT)
+    zero_ptr = zero_ptr if ZERO != 0 else zero_ptr + out_tile * (n_groups * TILE_OUT)
+    row = n % TILE_OUT
     token = tl.minimum(m, n_rows - 1) // rows_per_token  # rows beyond the last one repeat it: no mask in the loop
     i = tl.arange(0, PLANE)
     if SLICES > 1:  # [slices, outputs, inputs] @ [slices, inputs, rows]
         slices = tl.arange(0, SLICES)
-        w_slice, w_element = slices[:, None, None], row[None, :, None] + i[None, None, :]
+        w_slice, w_element = slices[:, None, None], row[None, :, None] * PLANE + i[None, None, :]
         x_token, x_i = token[None, None, :], i[None, :, None]
-        scale_slice, scale_n = slices[:, None], n[None, :]
+        scale_slice, scale_row = slices[:, None], row[None, :]
         acc = tl.zeros((SLICES, BN, BM), tl.float32)
     else:
-        w_slice, w_element = 0, row[:, None] + i[None, :]
+        w_slice, w_element = 0, row[:, None] * PLANE + i[None, :]
         x_token, x_i = token[None, :], i[:, None]
-        scale_slice, scale_n = 0, n
+        scale_slice, scale_row = 0, row
         acc = tl.zeros((BN, BM), tl.float32)
     x_row = x_ptr + x_token * in_features
     for step in range(0, end, SLICES):
@@ -148,9 +145,9 @@ def _product_kernel(
             words = words + (tl.load(at, eviction_policy="evict_first"),)
         scales, zeros = (), ()
         for part in tl.static_range(PARTS):
-            at = (scale_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * padded_out + scale_n
+            at = (scale_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * TILE_OUT + scale_row
             scales = scales + (tl.load(scale_ptr + at).to(tl.float32),)
-            zeros = zeros + (tl.load(zero_ptr + at) if ZERO == 0 else tl.full(scale_n.shape, ZERO, tl.float16),)
+            zeros = zeros + (tl.load(zero_ptr + at) if ZERO == 0 else tl.full(scale_row.shape, ZERO, tl.float16),)
         if ASM != "":
             operands = _operands(words, zeros, SHARED, BASES, CONSTANTS, dtype)
             levels = tl.inline_asm_elementwise(ASM, CONSTRAINTS, operands, dtype=OUTPUTS, is_pure=True, pack=2)
@@ -226,13 +223,12 @@ def launch_product(
 ) -> None:
     """Write y [n_rows, out_features], `blocks` blocks of rows; row r has the input x[r // rows_per_token].
 
-    With `rows` and `experts`, `tiles` and `bias` have experts as their first dimension.
+    With `rows` and `experts`, `tiles` holds the tiles of all experts in a row, and `bias` is [n_experts, out_features].
     """
-    words, scale, zero = tiles.words, tiles.scale, tiles.magic_zero
     _product_kernel[(-(-tiles.out_features // launch.outputs), blocks)](
-        x, words, scale, zero, bias, y, experts, rows,
-        len(y), rows_per_token, tiles.in_features, tiles.out_features, tiles.in_tiles, scale.shape[-1],
-        math.prod(words.shape[-5:]), scale.shape[-2], HAS_BIAS=bias is not None, EXPERTS=experts is not None,
+        x, tiles.words, tiles.scale, tiles.magic_zero, bias, y, experts, rows,
+        len(y), rows_per_token, tiles.in_features, tiles.out_features, tiles.in_tiles, tiles.scale.shape[1],
+        HAS_BIAS=bias is not None, EXPERTS=experts is not None,
         **compiled_for(tiles, launch, x.dtype, device_of(x.device).assembly),
     )  # fmt: skip
 

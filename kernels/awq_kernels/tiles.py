@@ -20,7 +20,8 @@ the exponent of 1024 read as 1024 + q, and the difference q - z is exact. Symmet
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,9 @@ class PlaneTiles:
     words: torch.Tensor
     """int16 [out_tiles, in_tiles, n_words, TILE_OUT, plane], contiguous."""
     scale: torch.Tensor
-    """float [padded groups, padded out_features], the dtype of the checkpoint."""
+    """float [out_tiles, padded groups, TILE_OUT], the dtype of the checkpoint."""
     magic_zero: torch.Tensor | None
-    """float16 [padded groups, padded out_features]: 1024 + zero_point; None when symmetric."""
+    """float16 [out_tiles, padded groups, TILE_OUT]: 1024 + zero_point; None when symmetric."""
     bits: int
     group_size: int
     """Inputs per group."""
@@ -60,11 +61,11 @@ class PlaneTiles:
     @property
     def plane(self) -> int:
         """Inputs per plane."""
-        return self.words.shape[-1]
+        return self.words.shape[4]
 
     @property
     def in_tiles(self) -> int:
-        return self.words.shape[-4]
+        return self.words.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +96,8 @@ def pack_tiles(weight: IntWeight) -> PlaneTiles:
     pad_groups = -(-q.shape[1] // (planes_per_group * plane)) - weight.n_groups
 
     def by_group(values: torch.Tensor) -> torch.Tensor:
-        return F.pad(values, (0, pad_groups, 0, pad_out)).T.contiguous()
+        padded = F.pad(values, (0, pad_groups, 0, pad_out))
+        return padded.view(-1, TILE_OUT, padded.shape[1]).transpose(1, 2).contiguous()
 
     return PlaneTiles(
         words=_pack_words(q, weight.bits, plane),
@@ -112,17 +114,62 @@ def pack_tiles(weight: IntWeight) -> PlaneTiles:
 def unpack_tiles(packed: PlaneTiles) -> IntWeight:
     """The weight that `pack_tiles` was given, exactly."""
     planes = torch.stack([_unpack_plane(packed.words, packed.bits, j) for j in range(PLANES[packed.bits])])
-    q = planes.permute(1, 3, 2, 0, 4).reshape(packed.scale.shape[1], -1)  # [padded out, padded in]
+    q = planes.permute(1, 3, 2, 0, 4).flatten(0, 1).flatten(1)  # [padded out, padded in]
     n_groups = packed.in_features // packed.group_size
-    rows, groups = slice(packed.out_features), slice(n_groups)
-    q = q[rows, : n_groups * packed.planes_per_group * packed.plane]
+    q = q[: packed.out_features, : n_groups * packed.planes_per_group * packed.plane]
     q = q.view(packed.out_features, n_groups, -1)[:, :, : packed.group_size]
-    scale = packed.scale.T[rows, groups].contiguous()
+
+    def by_output(values: torch.Tensor) -> torch.Tensor:
+        return values.transpose(1, 2).flatten(0, 1)[: packed.out_features, :n_groups]
+
+    scale = by_output(packed.scale).contiguous()
     if packed.magic_zero is None:
         zero_point = torch.full(scale.shape, 1 << (packed.bits - 1), dtype=torch.uint8, device=scale.device)
     else:
-        zero_point = (packed.magic_zero.T[rows, groups] - MAGIC).to(torch.uint8)
+        zero_point = (by_output(packed.magic_zero) - MAGIC).to(torch.uint8)
     return IntWeight(q.flatten(1).contiguous(), scale, zero_point, packed.group_size, packed.bits)
+
+
+def join_tiles(weights: Sequence[PlaneTiles]) -> PlaneTiles | None:
+    """The outputs of all weights in a row, or None when they do not read the same inputs alike.
+
+    All but the last must fill their tiles.
+    """
+    first = weights[0]
+    if any(_inputs(weight) != _inputs(first) for weight in weights):
+        return None
+    if any(weight.out_features % TILE_OUT for weight in weights[:-1]):
+        return None
+    symmetric = all(weight.magic_zero is None for weight in weights)
+    return replace(
+        first,
+        words=torch.cat([weight.words for weight in weights]),
+        scale=torch.cat([weight.scale for weight in weights]),
+        magic_zero=None if symmetric else torch.cat([_with_zeros(weight) for weight in weights]),
+        out_features=sum(weight.out_features for weight in weights),
+    )
+
+
+def split_tiles(whole: PlaneTiles, out_features: Sequence[int]) -> list[PlaneTiles]:
+    """The parts of a joined weight, reading its memory."""
+    parts, first = [], 0
+    for rows in out_features:
+        tiles = slice(first, first := first + -(-rows // TILE_OUT))
+        zero = None if whole.magic_zero is None else whole.magic_zero[tiles]
+        part = replace(whole, words=whole.words[tiles], scale=whole.scale[tiles], magic_zero=zero, out_features=rows)
+        parts.append(part)
+    return parts
+
+
+def _inputs(weight: PlaneTiles) -> tuple[object, ...]:
+    """What weights must share to be read together."""
+    return weight.bits, weight.group_size, weight.in_features, weight.scale.dtype
+
+
+def _with_zeros(weight: PlaneTiles) -> torch.Tensor:
+    if weight.magic_zero is not None:
+        return weight.magic_zero
+    return torch.full_like(weight.scale, MAGIC + (1 << (weight.bits - 1)), dtype=torch.float16)
 
 
 def third_bit(plane: int) -> int:

@@ -14,7 +14,7 @@ from awq_kernels import product
 from awq_kernels.dequantize import dequantize
 from awq_kernels.launches import TABLE, Launch
 from awq_kernels.plane import INTERPRETED
-from awq_kernels.tiles import PLANES, pack_tiles
+from awq_kernels.tiles import PLANES, join_tiles, pack_tiles, split_tiles
 
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
@@ -27,6 +27,11 @@ SMALL = (72, 288, 32)
 @pytest.fixture(autouse=True)
 def _poison(nan_filled_outputs: None) -> None:
     pass
+
+
+def tolerance(n_tokens: int) -> float:
+    """In float16: of the result's rounding, and where they are dequantized of the weights' too."""
+    return TOLERANCE[torch.float16] * (2 if n_tokens > product.MAX_TOKENS else 1) ** 0.5
 
 
 def check(shape: tuple[int, int, int], bits: int, n_tokens: int, symmetric: bool) -> None:
@@ -137,6 +142,19 @@ def test_two_runs_give_the_same_bits() -> None:
     tiles = pack_tiles(random_weight(64, 512, 128).to(DEVICE))
     x = random_tokens(8, 512, torch.float16).to(DEVICE)
     assert torch.equal(product.matmul(x, tiles), product.matmul(x, tiles))
+
+
+@pytest.mark.parametrize("n_tokens", [2, 70])
+def test_joined_weights(n_tokens: int) -> None:
+    """A part that lies in the middle of another's memory computes, and so does the whole."""
+    weights = [random_weight(rows, 128, 64, seed=rows) for rows in (64, 128, 40)]
+    whole = join_tiles([pack_tiles(weight.to(DEVICE)) for weight in weights])
+    assert whole is not None
+    x = random_tokens(n_tokens, 128, torch.float16)
+    together = product.matmul(x.to(DEVICE), whole)
+    assert relative_error(together, torch.cat([truth(x, weight) for weight in weights], 1)) < tolerance(n_tokens)
+    for part, weight in zip(split_tiles(whole, [64, 128, 40]), weights, strict=True):
+        assert relative_error(product.matmul(x.to(DEVICE), part), truth(x, weight)) < tolerance(n_tokens)
 
 
 @pytest.mark.parametrize("bits", PLANES)

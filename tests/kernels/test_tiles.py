@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from truth import random_weight
 
 from awq_kernels.int_weight import IntWeight
-from awq_kernels.tiles import MAGIC, PLANES, TILE_OUT, obstacle, pack_tiles, third_bit, unpack_tiles
+from awq_kernels.tiles import (
+    MAGIC,
+    PLANES,
+    TILE_OUT,
+    join_tiles,
+    obstacle,
+    pack_tiles,
+    split_tiles,
+    third_bit,
+    unpack_tiles,
+)
 
 SHAPES = [
     (64, 128, 128), (72, 288, 32), (1, 96, 96), (65, 320, 64), (128, 768, 256), (24, 48, 16), (8, 5, 5), (70, 144, 48),
@@ -72,9 +82,9 @@ def test_three_bits_are_two_and_one() -> None:
 
 def test_padded_groups_have_no_weight() -> None:
     packed = pack_tiles(random_weight(72, 288, 32))
-    assert packed.scale.shape == (12, 128)
-    assert not packed.scale[9:].any()
-    assert not packed.scale[:, 72:].any()
+    assert packed.scale.shape == (2, 12, TILE_OUT)
+    assert not packed.scale[:, 9:].any()
+    assert not packed.scale[1, :, 72 - TILE_OUT :].any()
     assert packed.magic_zero is not None
     assert (packed.magic_zero >= MAGIC).all()
 
@@ -94,3 +104,25 @@ def test_what_does_not_fit_is_said(group_size: int, bits: int, words: str) -> No
     assert words in str(obstacle(weight))
     with pytest.raises(ValueError, match=words):
         pack_tiles(weight)
+
+
+@pytest.mark.parametrize("bits", PLANES)
+def test_joined_weights_share_their_memory(bits: int) -> None:
+    """Also where only some of them are symmetric."""
+    weights = [
+        random_weight(rows, 256, 64, symmetric, bits) for rows, symmetric in ((128, False), (64, True), (40, False))
+    ]
+    whole = join_tiles([pack_tiles(weight) for weight in weights])
+    assert whole is not None
+    assert torch.equal(unpack_tiles(whole).q, torch.cat([weight.q for weight in weights]))
+    for part, weight in zip(split_tiles(whole, [128, 64, 40]), weights, strict=True):
+        assert_same(unpack_tiles(part), weight)
+        assert part.words.untyped_storage().data_ptr() == whole.words.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("other", [(64, 256, 128), (64, 128, 64)], ids=str)
+def test_weights_that_read_differently_are_not_joined(other: tuple[int, int, int]) -> None:
+    packed = pack_tiles(random_weight(64, 256, 64))
+    assert join_tiles([packed, pack_tiles(random_weight(*other))]) is None
+    assert join_tiles([pack_tiles(random_weight(72, 256, 64)), packed]) is None
+    assert join_tiles([packed, pack_tiles(random_weight(64, 256, 64, bits=8))]) is None
