@@ -56,6 +56,11 @@ def place_quantized(
     `BadInputError` names the tensor when the weights and the architecture do not agree.
     """
     packed = set(quantization.linears(checkpoint))
+    if not packed:
+        raise BadInputError(
+            f"config.json in {checkpoint.path} describes a quantization, but there is no quantized linear (no tensor "
+            f"that ends in .{quantization.reader.marker}); the weights belong to another config.json."
+        )
     skeleton = build_skeleton(as_floats(checkpoint, quantization), "cpu")
     model = skeleton.model
     placed = {source.key for source in skeleton.sources.values()}

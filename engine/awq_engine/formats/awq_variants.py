@@ -35,8 +35,8 @@ def unpack_gemv(parts: Parts, spec: QuantSpec, name: str = "weight") -> IntWeigh
     scales = take(parts, "scales", name, FLOATS)
     in_features = qweight.shape[1] * WORD
     group_size, n_groups = _groups(in_features, spec, name)
-    _check_width(qzeros.shape[1] * WORD, n_groups, f"{name}.qzeros")
-    _check_width(scales.shape[1], n_groups, f"{name}.scales")
+    _check_room(qzeros, qweight.shape[0], qzeros.shape[1] * WORD, n_groups, f"{name}.qzeros")
+    _check_room(scales, qweight.shape[0], scales.shape[1], n_groups, f"{name}.scales")
     return IntWeight(
         q=unpack_words(qweight, BITS, in_features),
         scale=scales[:, :n_groups].contiguous(),
@@ -51,8 +51,8 @@ def unpack_gemv_fast(parts: Parts, spec: QuantSpec, name: str = "weight") -> Int
     scales = take(parts, "scales", name, FLOATS)
     out_features, in_features = qweight.shape[0] * ROWS, qweight.shape[1]
     group_size, n_groups = _groups(in_features, spec, name)
-    _check_width(qzeros.shape[0], n_groups, f"{name}.qzeros")
-    _check_width(scales.shape[0], n_groups, f"{name}.scales")
+    _check_room(qzeros.T, out_features, qzeros.shape[0], n_groups, f"{name}.qzeros")
+    _check_room(scales.T, out_features, scales.shape[0], n_groups, f"{name}.scales")
     if in_features % STRIDE:
         raise BadInputError(f"{name}.qweight has {in_features} inputs, not a multiple of {STRIDE} as gemv_fast has.")
     scale = scales[:n_groups].T.contiguous()
@@ -113,6 +113,9 @@ def _groups(in_features: int, spec: QuantSpec, name: str) -> tuple[int, int]:
     return group_size, in_features // group_size
 
 
-def _check_width(width: int, n_groups: int, name: str) -> None:
-    if width < n_groups:
-        raise BadInputError(f"{name} has room for {width} groups, but config.json describes {n_groups}.")
+def _check_room(tensor: torch.Tensor, out_features: int, room: int, n_groups: int, name: str) -> None:
+    """`tensor` is [out_features, ...] with room for so many groups, some of it padding."""
+    if len(tensor) != out_features:
+        raise BadInputError(f"{name} is for {len(tensor)} outputs, but qweight has {out_features}.")
+    if room < n_groups:
+        raise BadInputError(f"{name} has room for {room} groups, but config.json describes {n_groups}.")

@@ -82,9 +82,18 @@ def _int_weight(parts: Parts, spec: QuantSpec, q: torch.Tensor, name: str) -> In
 
 def _zero_points(parts: Parts, spec: QuantSpec, shape: tuple[int, int], name: str) -> torch.Tensor:
     """uint8 [out, n_groups]; in the middle of the range where none are stored."""
-    middle = 1 << (spec.bits - 1)
-    if spec.symmetric:
-        return torch.full(shape, middle, dtype=torch.uint8)
+    middle = torch.full(shape, 1 << (spec.bits - 1), dtype=torch.uint8)
+    if not spec.symmetric:
+        return _stored_zero_points(parts, spec, shape, name)
+    if "weight_zero_point" in parts and not torch.equal(_stored_zero_points(parts, spec, shape, name), middle):
+        raise BadInputError(
+            f"{name}.weight_zero_point holds other values than the middle of the range, but config.json says that the "
+            "weights are symmetric; correct one of them."
+        )
+    return middle
+
+
+def _stored_zero_points(parts: Parts, spec: QuantSpec, shape: tuple[int, int], name: str) -> torch.Tensor:
     zeros = take(parts, "weight_zero_point", name, (torch.int32, torch.int8))
     if zeros.dtype == torch.int8:
         check_shape(zeros, shape, f"{name}.weight_zero_point", spec.group_size)

@@ -16,7 +16,7 @@ FLOATS = SCALE_DTYPES
 
 
 def take(parts: Parts, part: str, name: str, dtypes: Collection[torch.dtype], ndim: int = 2) -> torch.Tensor:
-    """The tensor `part` of the linear `name`; `BadInputError` when it is absent or of another kind."""
+    """The tensor `part` of the linear `name`; `BadInputError` when it is absent, of another kind or not finite."""
     if part not in parts:
         raise BadInputError(f"{name}.{part} is missing; the checkpoint is incomplete or in another format.")
     tensor = parts[part]
@@ -25,6 +25,11 @@ def take(parts: Parts, part: str, name: str, dtypes: Collection[torch.dtype], nd
         raise BadInputError(
             f"{name}.{part} is {tensor.dtype} {list(tensor.shape)}; expected {wanted} with {ndim} "
             f"dimension{'s' * (ndim != 1)} there."
+        )
+    if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+        broken = int((~finite).sum())
+        raise BadInputError(
+            f"{name}.{part} holds {broken} of {tensor.numel()} values that are no finite numbers; download it again."
         )
     return tensor
 
