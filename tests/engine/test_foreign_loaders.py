@@ -6,6 +6,7 @@ from ours by no more than twice what computing in float16 (in bfloat16, where to
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from foreign_environment import run_in
 from safetensors.torch import load_file
-from test_other_loaders import quantize
+from test_other_loaders import assert_chats, quantize
 from tiny_model import write_tiny_model
 
 from awq_engine.config import Format
@@ -108,3 +109,6 @@ def test_we_read_theirs(environment: str, kind: str, loader: str, tmp_path: Path
     source = write_tiny_model(tmp_path / "source", dtype=torch.float16, num_key_value_heads=4)
     run_in(environment, "write_model.py", kind, source, tmp_path / "theirs")
     check_agreement(tmp_path / "theirs", environment, loader, tmp_path, "exact")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(source / file, tmp_path / "theirs" / file)
+    assert_chats(tmp_path / "theirs")

@@ -17,13 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Format, Preset, RunConfig
+from awq_engine.decoding import prepare_decoding
+from awq_engine.generate import GenerationStats, generate
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
 from awq_engine.runs import create_run
-from awq_engine.runtime import load_dequantized
+from awq_engine.runtime import load_dequantized, load_model
+from awq_engine.sampling import Sampling
 
+compressors = pytest.importorskip("compressed_tensors.compressors")
+quantization = pytest.importorskip("compressed_tensors.quantization")
 packed = pytest.importorskip("compressed_tensors.compressors.pack_quantized.base")
 converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.autoawq")
+IDS = torch.arange(3, 35).view(1, -1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's code
 
 
@@ -50,6 +56,51 @@ def quantize(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -
         with Journal(run.journal_path) as emit:
             execute(run, emit)
     return folder / "out"
+
+
+def compress_with_their_tool(folder: Path, symmetric: bool) -> torch.Tensor:
+    """A tiny model that compressed-tensors itself rounded and wrote into `folder / "out"`; its logits before that."""
+    source = write_tiny_model(folder / "floats")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    weights = quantization.QuantizationArgs(num_bits=4, group_size=32, strategy="group", symmetric=symmetric)
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=weights)
+    settings = quantization.QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"])
+    quantization.apply_quantization_config(model, settings)
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            groups = module.weight.detach().unflatten(1, (-1, 32))
+            scale, zero = quantization.utils.calculate_qparams(groups.amin(-1), groups.amax(-1), weights)
+            module.weight_scale.data.copy_(scale)
+            module.weight_zero_point.data.copy_(zero)
+            module.quantization_status = quantization.QuantizationStatus.FROZEN
+    with torch.no_grad():
+        expected = model(IDS).logits
+    compressor = compressors.ModelCompressor.from_pretrained_model(model, quantization_format="pack-quantized")
+    compressor.compress_model(model)
+    model.save_pretrained(folder / "out")
+    compressor.update_config(folder / "out")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / "out" / file).write_bytes((source / file).read_bytes())
+    return expected
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+def test_what_compressed_tensors_wrote_is_read_and_chats(symmetric: bool, tmp_path: Path):
+    """Logits of the model as their own tool rounded it, and an answer from it."""
+    expected = compress_with_their_tool(tmp_path, symmetric)
+    with torch.no_grad():
+        found = load_dequantized(tmp_path / "out", device="cpu").model(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert_chats(tmp_path / "out")
+
+
+def assert_chats(folder: Path) -> None:
+    """Whatever is in `folder` answers on the CPU's int4 kernel, as `awq-tui chat` does it."""
+    loaded = prepare_decoding(load_model(folder, device="cpu"))
+    assert (loaded.backend, loaded.quantized) == ("cpu", 14)
+    *_, stats = generate(loaded, [{"role": "user", "content": "Hello"}], Sampling(max_tokens=8, temperature=0))
+    assert isinstance(stats, GenerationStats)
+    assert stats.new_tokens == 8 or stats.finish_reason == "stop"
 
 
 def decompressed(quantized: Path) -> dict[str, torch.Tensor]:

@@ -88,7 +88,8 @@ def unpack(parts: Parts, spec: QuantSpec, name: str = "weight") -> IntWeight:
 
 def _reorder(values: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     """[rows, columns] with the columns of every eight taken in `order`."""
-    return values.unflatten(1, (-1, WORD))[:, :, list(order)].flatten(1)
+    eights = values.unflatten(1, (-1, WORD))
+    return torch.stack([eights[:, :, place] for place in order], dim=2).flatten(1)
 
 
 def settings(specs: Mapping[str, QuantSpec], kept: Kept) -> dict[str, Any]:

@@ -7,6 +7,7 @@ they differ in the dimension and the order of the elements only.
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 
@@ -36,9 +37,20 @@ def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_words(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """int32 [rows, n_words(columns, bits)] to uint8 [rows, columns]; `pack_words` undone."""
+    unpack = _unpack_bytes if 8 % bits == 0 and sys.byteorder == "little" else _unpack_cycles
+    return unpack(packed, bits)[:, :columns].contiguous()
+
+
+def _unpack_bytes(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Where no element crosses a byte: several times as fast as by words."""
+    stored = packed.contiguous().view(torch.uint8)
+    elements = [(stored >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    return torch.stack(elements, dim=2).flatten(1)
+
+
+def _unpack_cycles(packed: torch.Tensor, bits: int) -> torch.Tensor:
     elements, words = _cycle(bits)
-    cycles = -(-columns // elements)
-    rows = packed.shape[0]
+    rows, cycles = packed.shape[0], -(-packed.shape[1] // words)
     padded = torch.nn.functional.pad(packed, (0, cycles * words - packed.shape[1])).view(rows, cycles, words)
     values = torch.empty(rows, cycles, elements, dtype=torch.uint8, device=packed.device)
     for element in range(elements):
@@ -48,7 +60,7 @@ def unpack_words(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
         if low < bits:
             value |= (padded[:, :, word + 1] & (2 ** (bits - low) - 1)) << low
         values[:, :, element] = value.to(torch.uint8)
-    return values.flatten(1)[:, :columns].contiguous()
+    return values.flatten(1)
 
 
 def _cycle(bits: int) -> tuple[int, int]:
