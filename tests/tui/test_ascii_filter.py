@@ -33,7 +33,7 @@ async def test_every_screen_is_drawn_in_ascii(monkeypatch: pytest.MonkeyPatch, t
     app = AwqApp()
     async with app.run_test(size=(100, 30), notifications=True) as pilot:
         await until(pilot, lambda: "demo stories" in screen_text(pilot))
-        for key in "1234":
+        for key in "12345":
             await pilot.press(key)
             await pilot.pause()
             assert screen_text(pilot).isascii()
