@@ -198,9 +198,9 @@ class AwqApp(App[None]):
         else:
             self.show_error("Something unforeseen happened", "".join(traceback.format_exception(error)))
 
-    def start_engine(self, run: Run) -> None:
+    def start_engine(self, run: Run, queued: bool = False) -> None:
         """Start the run's engine, detached, and reap it when it ends; raises `AwqError` or `OSError`."""
-        self.reap(spawn_engine(run))
+        self.reap(spawn_engine(run, queued=queued))
 
     def reap(self, process: subprocess.Popen[bytes]) -> None:
         """Take note of the end of a detached process, or it stays a zombie."""

@@ -55,6 +55,8 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
         return f"stopping after the present step{chars.ellipsis}"
     if snapshot.status is not RunStatus.RUNNING:
         return str(snapshot.status)
+    if state.phase is Phase.QUEUED:
+        return f"queued behind {state.ahead} other run{'s' if state.ahead > 1 else ''}"
     if state.phase is Phase.QUANTIZING and state.current_block is not None:
         return state.unit(state.current_block)
     progress = state.progress

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import Hashable
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -27,6 +29,7 @@ from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, open_checkpoint
 from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
 from awq_tui.draft import Draft, Review, TextSource, command, review, target_size
+from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice
 from awq_tui.widgets.plain_input import PlainInput
@@ -44,6 +47,16 @@ PLACEHOLDERS = {
     TextSource.HUB: "dataset[:config][:split][:column]",
     TextSource.SELF: "",
 }
+CHOICES = {
+    "bits": "bits", "group-size": "group_size", "symmetric": "symmetric", "preset": "preset", "method": "method",
+    "format": "layout", "text-source": "text_source", "answer-only": "answer_only", "device": "device",
+    "lm-head": "lm_head",
+}  # fmt: skip
+"""Fields with a choice, and what they are in a draft; what belongs to the model alone is in neither table."""
+TEXTS = {
+    "text": "text", "samples": "samples", "seq-len": "seq_len", "override": "overrides", "target-bpw": "target_bpw",
+    "max-memory": "max_memory", "seed": "seed",
+}  # fmt: skip
 
 
 class Form(VerticalScroll, inherit_bindings=False, can_focus=False):
@@ -66,6 +79,8 @@ Preset: fast is AWQ as AutoAWQ does it, balanced also mends rounding errors as i
 what each output means to the prediction."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s,f9", "start", "Start", key_display="^s", id="configure.start", tooltip="Start the run."),
+        Binding("f8", "queue", "Queue", id="configure.queue", tooltip="Start it when no other run is at work."),
+        Binding("f5", "recipes", "Recipes", id="configure.recipes", tooltip="Use a saved recipe, or save this one."),
         Binding("y", "copy", "Copy command", id="configure.copy", tooltip="The same run as a shell command (OSC 52)."),
         Binding("escape", "app.back", "Back", key_display="esc", id="configure.back"),
         Binding("up", "app.focus_previous", "Field above", show=False),
@@ -149,28 +164,10 @@ what each output means to the prediction."""
 
     def draft(self) -> Draft:
         """The form's present values."""
-        return Draft(
-            model=self._entry.model,
-            output=self._typed("output"),
-            bits=self._chosen("bits", int),
-            group_size=self._chosen("group-size", int),
-            symmetric=self._chosen("symmetric", bool),
-            preset=self._chosen("preset", Preset),
-            method=self._chosen("method", Method),
-            layout=self._chosen("format", Format),
-            text_source=self._chosen("text-source", TextSource),
-            text=self._typed("text"),
-            answer_only=self._chosen("answer-only", bool),
-            samples=self._typed("samples"),
-            seq_len=self._typed("seq-len"),
-            device=self._chosen("device", str),
-            overwrite=self._chosen("overwrite", bool),
-            overrides=self._typed("override"),
-            target_bpw=self._typed("target-bpw"),
-            max_memory=self._typed("max-memory"),
-            seed=self._typed("seed"),
-            lm_head=self._chosen("lm-head", bool),
-        )
+        values: dict[str, Any] = {field: self.query_one(f"#{name}", Choice).value for name, field in CHOICES.items()}
+        values |= {field: self._typed(name) for name, field in TEXTS.items()}
+        overwrite = self._chosen("overwrite", bool)
+        return Draft(model=self._entry.model, output=self._typed("output"), overwrite=overwrite, **values)
 
     def _typed(self, name: str) -> str:
         return self.query_one(f"#{name}", Input).value
@@ -236,8 +233,28 @@ what each output means to the prediction."""
         self.app.copy_to_clipboard(text)
         self.notify(text, title="Copied")
 
+    def action_recipes(self) -> None:
+        self.app.push_screen(RecipesModal(self.draft()), self._use_recipe)
+
+    def _use_recipe(self, recipe: Draft | None) -> None:
+        """Fill the form; the model's own fields stay."""
+        if recipe is None:
+            return
+        for name, field in CHOICES.items():
+            choice: Choice[Hashable] = self.query_one(f"#{name}", Choice)
+            with contextlib.suppress(ValueError):  # a value that another version offered
+                choice.choose(getattr(recipe, field))
+        for name, field in TEXTS.items():
+            self.query_one(f"#{name}", Input).value = getattr(recipe, field)
+
+    def action_queue(self) -> None:
+        self._begin(queued=True)
+
     @on(Button.Pressed, "#start")
     def action_start(self) -> None:
+        self._begin(queued=False)
+
+    def _begin(self, queued: bool) -> None:
         """Start the run as it was last reviewed, or go to the field that stands in the way."""
         if self._review is None or self._starting:
             return
@@ -247,11 +264,11 @@ what each output means to the prediction."""
             self.notify(sentence, severity="error")
             return
         self._starting = True
-        self.run_worker(partial(self._start, self._review.config), group="start", exit_on_error=False)
+        self.run_worker(partial(self._start, self._review.config, queued), group="start", exit_on_error=False)
 
-    async def _start(self, config: RunConfig) -> None:
+    async def _start(self, config: RunConfig, queued: bool) -> None:
         try:
-            run = await in_thread(_create_and_spawn, self, config)
+            run = await in_thread(_create_and_spawn, self, config, queued)
         except (AwqError, OSError) as error:
             self.awq.show_failure(error)
         else:
@@ -260,11 +277,11 @@ what each output means to the prediction."""
             self._starting = False
 
 
-def _create_and_spawn(screen: ConfigureScreen, config: RunConfig) -> Run:
+def _create_and_spawn(screen: ConfigureScreen, config: RunConfig, queued: bool) -> Run:
     """A run whose engine cannot be started leaves nothing behind."""
     run = create_run(config)
     try:
-        screen.awq.start_engine(run)
+        screen.awq.start_engine(run, queued)
     except BaseException:
         run.remove()
         raise

@@ -16,6 +16,7 @@ from awq_engine.errors import AwqError
 from awq_engine.format import age, preset_label, size
 from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line, plain
+from awq_engine.state import Phase
 from awq_tui.background import in_thread
 from awq_tui.ellipsis import shorten
 from awq_tui.run_book import RunSummary
@@ -31,6 +32,8 @@ GLYPHS = {
     RunStatus.FAILED: "✗",
     RunStatus.INTERRUPTED: "⚠",
 }
+QUEUED = "○"
+"""Of a running engine that waits for other runs."""
 COLOURS = {
     RunStatus.RUNNING: "primary",
     RunStatus.DONE: "success",
@@ -129,8 +132,10 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
 
     def _cells(self, summary: RunSummary, now: float, model_width: int) -> list[Text]:
         colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
+        queued = summary.running and summary.state.phase is Phase.QUEUED
+        glyph, word = (QUEUED, "queued") if queued else (GLYPHS[summary.status], summary.status)
         return [
-            Text(f"{GLYPHS[summary.status]} {summary.status}", colour),
+            Text(f"{glyph} {word}", colour),
             Text(shorten(one_line(summary.model_name), model_width)),
             Text(recipe(summary)),
             Text(bar(summary.state.fraction(), BAR, glyphs()), colour if summary.running else ""),

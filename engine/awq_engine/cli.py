@@ -142,6 +142,7 @@ def _add_quantize(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--detach", action="store_true", help="print the run id and return at once")
+    parser.add_argument("--queue", action="store_true", help="begin when no other run is at work")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model in the output folder")
     _add_json(parser)
 

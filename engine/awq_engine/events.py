@@ -40,6 +40,15 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
+class Queued(Event):
+    """The engine waits until no other run is at work."""
+
+    durable: ClassVar[bool] = False
+    ahead: int
+    """Runs that come first."""
+
+
+@dataclass(frozen=True)
 class DownloadProgress(Event):
     durable: ClassVar[bool] = False
     done_bytes: int

@@ -55,6 +55,8 @@ class ProgressLines:
 
     def _describe(self, record: e.Record) -> list[str]:
         match record.event:
+            case e.Queued() as event:
+                return [f"queued behind {event.ahead} other run{'s' if event.ahead > 1 else ''}"]
             case e.RunStarted() as event:
                 return [_started(event)]
             case e.PlanReady() as event:

@@ -6,6 +6,7 @@
     RUN/blocks/        finished blocks
     RUN/engine.log     the engine's stdout and stderr
     RUN/cancel         touch it: the engine stops after the present step
+    RUN/queued         the engine waits until no other run is at work (`run_queue`)
 
 Status is derived from lock and journal, never stored. Standard library and platformdirs only: the app imports this.
 """
@@ -153,6 +154,13 @@ class Run:
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
 
+    def is_queued(self) -> bool:
+        """Whether its engine waits, or would wait, for other runs."""
+        return (self.path / "queued").exists()
+
+    def leave_queue(self) -> None:
+        (self.path / "queued").unlink(missing_ok=True)
+
     def raise_if_cancelled(self) -> None:
         """The moment to stop, where a cancel was asked for."""
         if self.cancel_requested():
@@ -207,14 +215,17 @@ def find_run(name: str) -> Run:
     raise BadInputError(f"There is no run '{name}' in {runs_dir()}; `awq-tui runs` lists them.")
 
 
-def spawn_engine(run: Run) -> subprocess.Popen[bytes]:
+def spawn_engine(run: Run, *, queued: bool = False) -> subprocess.Popen[bytes]:
     """Start the engine detached: it survives this process, its terminal and its session.
+
+    A `queued` one begins when no other run is at work.
 
     The lock is taken here and inherited by the engine, so there is no moment at which a started run looks dead, and no
     second engine can slip in. The caller must poll the returned process now and then, or it stays a zombie.
     """
     descriptor = run.take_lock()
     run.clear_cancel()
+    (run.path / "queued").touch() if queued else run.leave_queue()
     environment = {
         **QUIET_THREADS,
         **RETURNED_MEMORY,

@@ -20,6 +20,8 @@ from awq_engine import events as e
 class Phase(StrEnum):
     """What the engine is doing."""
 
+    QUEUED = "queued"
+    """Waiting until no other run is at work."""
     STARTING = "starting"
     DOWNLOADING = "downloading"
     CALIBRATING = "calibrating"
@@ -118,6 +120,8 @@ class RunState:
     fallbacks: tuple[e.BlockFellBack, ...] = ()
     warnings: tuple[str, ...] = ()
     progress: e.PhaseProgress | e.DownloadProgress | None = None
+    ahead: int = 0
+    """Runs that a queued one waits for."""
     verified: e.Verified | None = None
     result: dict[str, Any] | None = None
     error: e.RunFailed | None = None
@@ -199,6 +203,11 @@ def _(event: e.RunStarted, state: RunState, time: float) -> RunState:
     return replace(
         state, run=event, started=time, earlier_seconds=earlier, phase=Phase.STARTING, error=None, current_block=None
     )
+
+
+@_apply.register
+def _(event: e.Queued, state: RunState, time: float) -> RunState:
+    return replace(state, phase=Phase.QUEUED, ahead=event.ahead, error=None)
 
 
 @_apply.register

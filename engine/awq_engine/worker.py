@@ -17,6 +17,7 @@ from awq_engine import events as e
 from awq_engine.crash import versions, write_crash_report
 from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.journal import EventSink, Journal
+from awq_engine.run_queue import wait_for_turn
 from awq_engine.runs import Run
 from awq_engine.state import replay
 
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def _work(run: Run, emit: EventSink) -> int:
+    wait_for_turn(run, lambda ahead: emit(e.Queued(ahead)))
     resumed = len(replay(run.records()).blocks)
     config = run.config()
     emit(e.RunStarted(run.id, config.to_json(), versions(), os.getpid(), socket.gethostname(), config.device, resumed))

@@ -23,6 +23,7 @@ from awq_tui.app import AwqApp
 from awq_tui.catalog import Entry, Where
 from awq_tui.draft import Draft, TextSource, command, review
 from awq_tui.screens.configure import ConfigureScreen
+from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.run import RunScreen
 from awq_tui.widgets.choice import Choice
 from tests.engine.safetensors_files import llama_shapes, model_folder
@@ -163,7 +164,7 @@ async def test_a_size_and_overrides_are_taken_and_checked_as_they_are_typed(entr
 
 async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Run] = []
-    monkeypatch.setattr(AwqApp, "start_engine", lambda app, run: started.append(run))
+    monkeypatch.setattr(AwqApp, "start_engine", lambda app, run, queued: started.append(run))
     async with configuring(entry) as pilot:
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         await pilot.press("ctrl+s", "ctrl+s")
@@ -172,6 +173,41 @@ async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pyt
     assert len(started) == 1
     config = started[0].config()
     assert (config.model, config.group_size, config.preset) == (str(entry.path), 128, Preset.BALANCED)
+
+
+async def test_f8_queues_the_run(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(AwqApp, "start_engine", lambda app, run, queued: started.append(queued))
+    async with configuring(entry) as pilot:
+        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RunScreen))
+        assert started == [True]
+
+
+async def test_a_recipe_is_saved_and_fills_the_form_of_another_model(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        focus(pilot, "#preset")
+        await pilot.press("right")
+        form(pilot).query_one("#samples", Input).value = "77"
+        form(pilot).query_one("#output", Input).value = "mine"
+        await pilot.press("f5")
+        await until(pilot, lambda: "No recipe yet" in screen_text(pilot))
+        await pilot.press(*"my own", "enter")
+        await until(pilot, lambda: "my own" in screen_text(pilot) and "77 x 512" in screen_text(pilot))
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ConfigureScreen))
+    async with configuring(entry) as pilot:
+        await pilot.press("f5")
+        await until(pilot, lambda: "W4 g128 best awq" in screen_text(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ConfigureScreen))
+        draft = form(pilot).draft()
+        assert (draft.preset, draft.samples, draft.output) == (Preset.BEST, "77", "./tiny-AWQ-W4-G128")
+        await pilot.press("f5")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RecipesModal))
+        await pilot.press("d")
+        await until(pilot, lambda: "No recipe yet" in screen_text(pilot))
 
 
 async def test_an_engine_that_cannot_start_leaves_no_run_behind(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:

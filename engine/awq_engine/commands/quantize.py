@@ -30,7 +30,7 @@ def quantize(args: argparse.Namespace) -> int:
         return _dry_run(config, args.json)
     check_before_start(config)
     run = create_run(config)
-    engine = spawn_engine(run)
+    engine = spawn_engine(run, queued=args.queue)
     if args.detach:
         return _detached(run, args.json)
     return _show(attend(run, engine), args.json)
