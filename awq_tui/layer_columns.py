@@ -112,6 +112,6 @@ def to_csv(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> str:
     return text.getvalue()
 
 
-def to_json(rows: Sequence[LayerRow] | Sequence[RoleSummary]) -> str:
+def to_json(rows: Sequence[Any]) -> str:
     """Every field of every row, curves and histograms included."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"

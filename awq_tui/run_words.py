@@ -67,12 +67,19 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
     return str(state.phase)
 
 
-def times_line(snapshot: Snapshot, now: float) -> str:
-    """`3:12 gone  4:51 left  peak 1.2 GB host`; the clock of a run without an engine stands still."""
+def times_line(snapshot: Snapshot, now: float, expected: float | None = None) -> str:
+    """`3:12 gone  4:51 left  peak 1.2 GB host`; the clock of a run without an engine stands still.
+
+    Until the first block is finished, `expected` seconds for all blocks say what is left.
+    """
     state, running = snapshot.state, snapshot.status is RunStatus.RUNNING
     parts = [f"{fmt.duration(state.elapsed(now if running else state.updated or now))} gone"]
     if running and (left := state.eta(now)) is not None:
         parts.append(f"{fmt.duration(left)} left")
+    elif running and expected is not None and state.n_blocks:
+        worked = now - state.block_started if state.block_started else 0.0
+        least = expected * (state.n_blocks - 1) / state.n_blocks
+        parts.append(f"about {fmt.duration(max(least, expected - worked))} left")
     return "  ".join([*parts, *_memory(state)])
 
 

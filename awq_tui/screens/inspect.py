@@ -19,13 +19,15 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from awq_engine.errors import BadInputError
-from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, read_report, rows_of_report, summarize_roles
+from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, summarize_roles
 from awq_engine.runs import Run, write_atomically
 from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, Order, filter_rows, to_csv, to_json
+from awq_tui.layer_pairs import PAIR_COLUMNS, ROLE_PAIR_COLUMNS, LayerPair, RolePair, pair_roles, pair_rows, rows_of
 from awq_tui.run_client import RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import title_line
+from awq_tui.screens.pick_run import PickRunModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.error_bars import ErrorBars
 from awq_tui.widgets.glyphs import glyphs
@@ -42,7 +44,8 @@ class InspectScreen(SectionScreen):
     HELP = (
         "What AWQ did to every linear: the channel scales it chose (mean, max, min, std, max/mean, and the shares of "
         "channels above 2x, above 5x and below half the mean), and the output loss of plain rounding, of AWQ, and of "
-        "what was written. A mark beside max/mean is an outlier: more than twice the median of its type."
+        "what was written. A mark beside max/mean is an outlier: more than twice the median of its type. Compare puts "
+        "another run beside this one: B/A is its final loss over this one's, below 1 it is the better."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/", id="inspect.filter",
@@ -51,7 +54,10 @@ class InspectScreen(SectionScreen):
         Binding("S", "sort(-1)", "Sort back", id="inspect.sort_back", show=False, tooltip="By the column before."),
         Binding("o", "turn_around", "Order", id="inspect.order", tooltip="Turn the order around."),
         Binding("t", "by_type", "By type", id="inspect.by_type", tooltip="All layers, or one line per type."),
-        Binding("e", "export", "Export", id="inspect.export", tooltip="Write the rows shown as CSV and JSON."),
+        Binding("m", "compare", "Compare", id="inspect.compare", tooltip="Beside another run, or alone again."),
+        Binding("z", "zoom", "Zoom", id="inspect.zoom", tooltip="The plots alone, or with the table."),
+        Binding("e", "export", "Export", id="inspect.export",
+                tooltip="Write the rows as CSV and JSON, and the screen as SVG."),
         Binding("escape", "leave", "Back", id="inspect.leave", show=False, tooltip="Out of the filter, then back."),
         Binding("c", "chat", "Chat", id="inspect.chat", tooltip="Talk to this model."),
     ]  # fmt: skip
@@ -70,6 +76,9 @@ class InspectScreen(SectionScreen):
         super().__init__()
         self.source = source
         self.rows: list[LayerRow] | None = None
+        self.other: Run | None = None
+        """The run this one is compared with."""
+        self._other_rows: list[LayerRow] = []
         self.by_type = False
         self._marked: set[tuple[int, str]] = set()
         self._glyphs = glyphs()
@@ -82,7 +91,9 @@ class InspectScreen(SectionScreen):
             yield PlainInput(placeholder="/ 11, down, outlier", id="inspect-filter", compact=True)
         yield LayerTable(Order("loss_ratio"), id="inspect-table")
         with Vertical(id="inspect-detail", classes="pane"):
-            yield LayerDetail()
+            with Horizontal(id="inspect-layers"):
+                yield LayerDetail(id="inspect-first")
+                yield LayerDetail(id="inspect-second")
             yield ErrorBars()
 
     def on_mount(self) -> None:
@@ -135,7 +146,12 @@ class InspectScreen(SectionScreen):
             return
         rows = self._filtered()
         table = self.query_one(LayerTable)
-        if self.by_type:
+        if self.other is not None:
+            pairs = pair_rows(rows, self._other_rows)
+            shown = pair_roles(pairs) if self.by_type else pairs
+            columns = ROLE_PAIR_COLUMNS if self.by_type else PAIR_COLUMNS
+            table.show(shown, columns, self._style, lambda row, column: "")
+        elif self.by_type:
             table.show(summarize_roles(rows), ROLE_COLUMNS, self._style, lambda row, column: "")
         else:
             table.show(rows, LAYER_COLUMNS, self._style, self._mark)
@@ -148,21 +164,24 @@ class InspectScreen(SectionScreen):
         shown, total = len(self._filtered()), len(self.rows or [])
         found = f"{shown} of {total} layers" if shown != total else f"{total} layers"
         order = f", by {table.order_heading}" if table.order_heading else ""
+        if self.other is not None:
+            found = f"{len(pair_rows(self._filtered(), self._other_rows))} layers of both"
         self.query_one("#inspect-mode", Static).update(f"{'types of ' if self.by_type else ''}{found}{order}")
 
     def _filtered(self) -> list[LayerRow]:
         return filter_rows(self.rows or [], self.query_one(Input).value, self._marked)
 
-    def _is_outlier(self, row: LayerRow | RoleSummary, column: Column[Any]) -> bool:
+    def _is_outlier(self, row: object, column: Column[Any]) -> bool:
         return column.key == "max_over_mean" and isinstance(row, LayerRow) and (row.block, row.name) in self._marked
 
-    def _style(self, row: LayerRow | RoleSummary, column: Column[Any]) -> str:
+    def _style(self, row: LayerRow | RoleSummary | LayerPair | RolePair, column: Column[Any]) -> str:
         """Outliers stand out; a ratio is good below one and bad above. The characters in the cell say the same."""
         if self._is_outlier(row, column):
             return f"bold {self._colour('warning')}"
-        if column.key != "loss_ratio" or row.loss_ratio in (None, 1.0):
+        ratio = column.value(row) if column.key in ("loss_ratio", "change") else None
+        if not isinstance(ratio, float) or ratio == 1.0:
             return ""
-        return self._colour("success" if row.loss_ratio < 1 else "error")
+        return self._colour("success" if ratio < 1 else "error")
 
     def _colour(self, name: str) -> str:
         """A colour of the theme as the table's cells spell it."""
@@ -174,17 +193,30 @@ class InspectScreen(SectionScreen):
     @on(LayerTable.Chosen)
     def _show_detail(self, message: LayerTable.Chosen) -> None:
         row = message.row
+        if isinstance(row, LayerPair | RolePair):
+            self._show_pair(row)
+            return
         if isinstance(row, RoleSummary):
             view = self._worst_of(row.role)
         elif isinstance(row, LayerRow):
             view = LayerView.of_row(row)
         else:
             view = LayerView("", note="No layer fits the filter." if self.rows else "No layer is finished yet.")
-        self.query_one(LayerDetail).show(view)
+        self.query_one("#inspect-first", LayerDetail).show(view)
         self.query_one(ErrorBars).show(view.weight_change, view.output_change)
 
-    def _worst_of(self, role: str) -> LayerView:
-        row = max((row for row in self._filtered() if row.role == role), key=lambda row: row.loss_final)
+    def _show_pair(self, pair: LayerPair | RolePair) -> None:
+        """Both layers, or of a type the layer that lost most in each run."""
+        if isinstance(pair, LayerPair):
+            views = LayerView.of_row(pair.first), LayerView.of_row(pair.second)
+        else:
+            views = self._worst_of(pair.role), self._worst_of(pair.role, self._other_rows)
+        for letter, name, view in zip("AB", ("#inspect-first", "#inspect-second"), views, strict=True):
+            self.query_one(name, LayerDetail).show(dataclasses.replace(view, title=f"{letter}  {view.title}"))
+
+    def _worst_of(self, role: str, rows: list[LayerRow] | None = None) -> LayerView:
+        candidates = self._filtered() if rows is None else rows
+        row = max((row for row in candidates if row.role == role), key=lambda row: row.loss_final)
         view = LayerView.of_row(row)
         return dataclasses.replace(view, title=f"highest loss of {one_line(role)}: {view.title}")
 
@@ -215,25 +247,61 @@ class InspectScreen(SectionScreen):
         self.by_type = not self.by_type
         self._show()
 
+    def action_zoom(self) -> None:
+        self.toggle_class("-zoomed")
+
+    def action_compare(self) -> None:
+        """Choose a run to put beside this one, or end the comparison."""
+        if self.other is not None:
+            self._put_beside(None, [])
+            return
+        others = [summary for summary in self.awq.summaries if summary.run != self.source]
+        self.app.push_screen(PickRunModal("Beside this run", others), self._chosen)
+
+    def _chosen(self, run: Run | None) -> None:
+        if run is not None:
+            self.run_worker(self._read_other(run), group="other", exclusive=True, exit_on_error=False)
+
+    async def _read_other(self, run: Run) -> None:
+        rows = await in_thread(lambda: _checked(rows_of(run), str(run.path)))
+        if not pair_rows(self.rows or [], rows):
+            self.notify("The two have no layer in common: they are of different models.", severity="warning")
+        else:
+            self._put_beside(run, rows)
+
+    def _put_beside(self, run: Run | None, rows: list[LayerRow]) -> None:
+        self.other, self._other_rows = run, rows
+        self.set_class(run is not None, "-pair")
+        self.query_one(LayerTable).order = Order("change" if run else "loss_ratio")
+        beside = f"  B  {title_line(config_of(run), run.id, self._glyphs)}" if run else ""
+        self.query_one("#inspect-title", Static).update(f"A  {self._title}{beside}" if run else self._title)
+        self._show()
+
     def action_export(self) -> None:
-        rows = self.query_one(LayerTable).shown
+        table = self.query_one(LayerTable)
         folder = self.source.path if isinstance(self.source, Run) else Path.cwd()
-        stem = f"awq-{'types' if self.by_type else 'layers'}-{self.label}"
-        columns = ROLE_COLUMNS if self.by_type else LAYER_COLUMNS
+        kind = f"{'pairs' if self.other else 'layers'}{'-by-type' if self.by_type else ''}"
+        stem = f"awq-{kind}-{self.label}"
+        files = {
+            "csv": to_csv(table.shown, table.columns_shown), "json": to_json(table.shown),
+            "svg": self.app.export_screenshot(title=f"awq-tui {self.label}"),
+        }  # fmt: skip
         try:
-            write_atomically(folder / f"{stem}.csv", to_csv(rows, columns).encode())
-            write_atomically(folder / f"{stem}.json", to_json(rows).encode())
+            for suffix, text in files.items():
+                write_atomically(folder / f"{stem}.{suffix}", text.encode())
         except OSError as error:
             self.awq.show_error("Nothing was exported", f"{folder} cannot be written to: {error.strerror or error}.")
         else:
-            self.notify(f"{len(rows)} rows written to {folder / stem}.csv and .json", title="Exported", timeout=8)
+            self.notify(
+                f"{len(table.shown)} rows written to {folder / stem}.csv, .json and .svg", title="Exported", timeout=8
+            )
 
     def action_chat(self) -> None:
         self.awq.open_chat(self.source.id if isinstance(self.source, Run) else str(self.source))
 
 
 def _rows_of_folder(folder: Path) -> list[LayerRow]:
-    return _checked(rows_of_report(read_report(folder), str(folder)), str(folder))
+    return _checked(rows_of(folder), str(folder))
 
 
 def _draw_all(row: LayerRow) -> None:

@@ -19,6 +19,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from awq_engine.errors import AwqError
+from awq_engine.estimate import default_speed, measured_speed, planned_work
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
 from awq_tui.run_client import RunClient, Snapshot, config_of, follow
@@ -74,6 +75,8 @@ class RunScreen(SectionScreen):
         self._glyphs = glyphs()
         self._config = config_of(run)
         self._stop = threading.Event()
+        self._expected: float | None = None
+        """Seconds that all blocks will take, as the plan and earlier runs tell."""
         self._keys: tuple[bool | None, ...] = ()
 
     def body(self) -> ComposeResult:
@@ -97,7 +100,14 @@ class RunScreen(SectionScreen):
         self._stop.set()
 
     def _follow(self) -> None:
-        follow(RunClient(self.run), lambda snapshot: self.post_message(self.Updated(snapshot)), self._stop)
+        def post(snapshot: Snapshot) -> None:
+            plan = snapshot.state.plan
+            if self._expected is None and plan is not None and self._config is not None:
+                speed = measured_speed(self._config.device) or default_speed()
+                self._expected = planned_work(plan, self._config) / speed.flops
+            self.post_message(self.Updated(snapshot))
+
+        follow(RunClient(self.run), post, self._stop)
 
     # drawing
 
@@ -121,7 +131,7 @@ class RunScreen(SectionScreen):
             return
         state = self.snapshot.state
         title = title_line(self._config, self.run.id, self._glyphs)
-        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, time.time())
+        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, time.time(), self._expected)
         room = self.size.width - len(clock) - len(phase) - 12
         progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
         head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")

@@ -75,6 +75,11 @@ class LayerTable(DataTable[Text]):
         return self.shown[self.cursor_row] if 0 <= self.cursor_row < len(self.shown) else None
 
     @property
+    def columns_shown(self) -> Sequence[Column[Any]]:
+        """The columns, as last shown."""
+        return self._columns
+
+    @property
     def order_heading(self) -> str:
         """The heading of the column that rules the order; empty for the model's own order."""
         return next((self._heading(column) for column in self._columns if column.key == self.order.key), "")

@@ -21,6 +21,7 @@ from typing import Any
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
+from awq_engine.events import PlanReady
 from awq_engine.formats.limits import misfit, packed_bytes
 from awq_engine.recipe import MOMENT_BYTES, OUTPUT_BLOCK, recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
@@ -31,7 +32,7 @@ RUNTIME_BYTES = 470 << 20
 """Resident memory of Python with torch and transformers loaded."""
 PIECES_BYTES = 6 * 4 << 22
 """Of what is computed from a piece of a weight."""
-DEFAULT_FLOPS_PER_CORE = 16e9
+DEFAULT_FLOPS_PER_CORE = 32e9
 """Float operations a second on one core of an ordinary CPU, all phases of a run taken together."""
 MEASURABLE_WORK = 1e10
 """Float operations; the time of smaller runs is mostly fixed costs and tells nothing about larger ones."""
@@ -421,8 +422,13 @@ def speed_of(run: Run, state: RunState) -> Speed | None:
     seconds = sum(block.seconds for block in state.blocks.values())
     if state.plan is None or seconds <= 0:
         return None
-    flops = work((_shape(linear) for linear in state.plan.linears), run.config())
+    flops = planned_work(state.plan, run.config())
     return Speed(flops / seconds, f"measured in run {run.id}") if flops >= MEASURABLE_WORK else None
+
+
+def planned_work(plan: PlanReady, config: RunConfig) -> float:
+    """Float operations of a run as its plan has it."""
+    return work((_shape(linear) for linear in plan.linears), config)
 
 
 def _shape(linear: dict[str, Any]) -> tuple[int, int]:

@@ -211,7 +211,7 @@ async def test_a_recipe_is_saved_and_fills_the_form_of_another_model(entry: Entr
 
 
 async def test_an_engine_that_cannot_start_leaves_no_run_behind(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(app: AwqApp, run: Run) -> None:
+    def refuse(app: AwqApp, run: Run, queued: bool) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(AwqApp, "start_engine", refuse)

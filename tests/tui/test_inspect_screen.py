@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,18 +11,20 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
+from awq_engine.events import BlockFinished, LinearQuantized
 from awq_engine.report import build_report, layer_rows
 from awq_engine.runs import Run
 from awq_engine.state import replay
 from awq_tui.layer_columns import LAYER_COLUMNS, Order, filter_rows, sort_rows, to_csv
 from awq_tui.screens.error import ErrorModal
 from awq_tui.screens.inspect import InspectScreen
+from awq_tui.screens.pick_run import PickRunModal
 from awq_tui.widgets.error_bars import ErrorBars
 from awq_tui.widgets.glyphs import ASCII, UNICODE
 from awq_tui.widgets.layer_table import LayerTable
 from awq_tui.widgets.plot import row_text
 from tests.tui.hosting import SIZES, screen_text, staged, until
-from tests.tui.recorded_run import OUTLIER, append, block, recorded_run
+from tests.tui.recorded_run import OUTLIER, append, block, new_run, recorded_run
 
 
 @pytest.fixture(autouse=True)
@@ -173,8 +176,42 @@ async def test_export_writes_what_is_shown_and_says_where(
     with (tmp_path / "awq-layers-Model-AWQ.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["layer"] for row in rows} == {"mlp.down_proj"}
+    assert (tmp_path / "awq-layers-Model-AWQ.svg").read_text().startswith("<svg")
     stored = json.loads((tmp_path / "awq-layers-Model-AWQ.json").read_text())
     assert [float(row["loss_final"]) for row in rows] == [row["loss_final"] for row in stored]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_two_runs_stand_side_by_side(run: Run, tmp_path: Path, size: tuple[int, int]) -> None:
+    other = recorded_run(tmp_path, n_blocks=2)
+    screen = InspectScreen(run)
+    async with staged(screen, size) as pilot:
+        await until(pilot, lambda: len(table_of(screen).shown) == 28 and pilot.app.summaries)
+        await pilot.press("m")
+        await until(pilot, lambda: isinstance(pilot.app.screen, PickRunModal))
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.other == other and len(table_of(screen).shown) == 14)
+        await until(pilot, lambda: "14 layers of both, by B/A" in screen_text(pilot))
+        assert all(pair.change in (None, 1.0) for pair in table_of(screen).shown)
+        await until(pilot, lambda: "A  block" in screen_text(pilot) and "B  block" in screen_text(pilot))
+        await pilot.press("t", "z")
+        await until(pilot, lambda: len(table_of(screen).shown) == 7 and not table_of(screen).display)
+        await pilot.press("z", "e")
+        await until(pilot, lambda: list(run.path.glob("awq-pairs-by-type-*.csv")))
+        await pilot.press("t", "m")
+        await until(pilot, lambda: screen.other is None and len(table_of(screen).shown) == 28)
+
+
+async def test_runs_of_different_models_have_nothing_to_compare(run: Run, tmp_path: Path) -> None:
+    other = new_run(tmp_path)
+    renamed = [dataclasses.replace(event, name="x.y") for event in block(0) if isinstance(event, LinearQuantized)]
+    append(other, [*renamed, *[event for event in block(0) if isinstance(event, BlockFinished)]])
+    screen = InspectScreen(run)
+    async with staged(screen) as pilot:
+        await until(pilot, lambda: table_of(screen).shown and pilot.app.summaries)
+        await screen._read_other(other)
+        await until(pilot, lambda: "no layer in common" in screen_text(pilot))
+        assert screen.other is None
 
 
 async def test_export_into_a_folder_that_cannot_be_written_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ import pytest
 from awq_engine import events as e
 from awq_engine import format as fmt
 from awq_engine.runs import Run, RunStatus
+from awq_engine.state import replay
+from awq_tui.run_client import Snapshot
+from awq_tui.run_words import times_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
 from awq_tui.screens.run import RunScreen, newest_layer
@@ -20,7 +23,7 @@ from awq_tui.widgets.heat_map import HeatMap, ratio_level
 from awq_tui.widgets.histogram import Histogram
 from awq_tui.widgets.layer_detail import fit_parts
 from tests.tui.hosting import SIZES, screen_text, staged, until
-from tests.tui.recorded_run import append, block, ending, new_run, opening, recorded_run
+from tests.tui.recorded_run import START, append, block, ending, new_run, opening, recorded_run
 
 
 @pytest.fixture(autouse=True)
@@ -244,3 +247,13 @@ def test_shades_of_a_ratio(ratio: float | None, level: int) -> None:
 
 def test_parts_are_never_broken() -> None:
     assert fit_parts(["mean 1.09", "max 6.87", "min 0.31"], 20) == ["mean 1.09  max 6.87", "min 0.31"]
+
+
+def test_before_the_first_block_the_plan_tells_what_is_left(live: Run) -> None:
+    started = e.BlockStarted(0, "model.layers.0")
+    opened = opening(4, Path("/out"), live.config())
+    state = replay(e.Record(number, START, event) for number, event in enumerate([*opened, started], 1))
+    snapshot = Snapshot(state, RunStatus.RUNNING, False, 0)
+    assert "about 1:30 left" in times_line(snapshot, START + 10, expected=100.0)
+    assert "about 1:15 left" in times_line(snapshot, START + 90, expected=100.0)
+    assert "left" not in times_line(snapshot, START + 10)
