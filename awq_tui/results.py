@@ -98,7 +98,7 @@ RESULT_COLUMNS: tuple[Column[ResultRow], ...] = (
     Column("kl", "KL", lambda row: row.evaluation.kl if row.evaluation else None, _kl),
     Column("kl_error", "±", lambda row: row.evaluation.kl_error if row.evaluation else None, _kl),
     Column("top1", "top-1", lambda row: row.evaluation.top1_agreement if row.evaluation else None, fmt.share),
-    Column("state", "", lambda row: row.state or None, left=True),
+    Column("state", "", lambda row: row.state, left=True),
     Column("seconds", "time", lambda row: row.seconds, fmt.duration),
     Column("peak_host_bytes", "memory", lambda row: row.peak_host_bytes, fmt.size),
     Column("calibration", "calibration", lambda row: row.calibration, one_line, left=True),

@@ -57,7 +57,8 @@ class ChatScreen(SectionScreen):
         Binding("ctrl+r", "again", "Again", id="chat.again", tooltip="Ask for another reply, or restart the model."),
         Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Start another conversation; this one is kept."),
         Binding("f2", "settings", "Sampling", id="chat.settings", tooltip="System prompt, temperature, length, seed."),
-        Binding("f3", "thoughts", "Thoughts", id="chat.thoughts", tooltip="Open or fold what the model thought."),
+        Binding("f3", "thoughts", "Thoughts", id="chat.thoughts", show=False,
+                tooltip="Open or fold what the model thought."),
         Binding("f4", "copy", "Copy", id="chat.copy", tooltip="Copy the last reply (OSC 52)."),
         Binding("f5", "edit", "Edit", id="chat.edit", tooltip="Change the last question and ask anew; again: earlier."),
         Binding("f7", "compare", "A/B", id="chat.compare", tooltip="A second model beside this one, or one less."),
@@ -65,7 +66,7 @@ class ChatScreen(SectionScreen):
         Binding("f9", "export", "Export", id="chat.export", show=False, tooltip="Write it as Markdown and JSON, here."),
         Binding("pageup", "scroll(-1)", "Scroll", show=False, priority=True, id="chat.up"),
         Binding("pagedown", "scroll(1)", "Scroll", show=False, priority=True, id="chat.down"),
-    ]
+    ]  # fmt: skip
 
     def __init__(self, model: str, client: ChatClient | None = None, chat: Chat | None = None) -> None:
         super().__init__()

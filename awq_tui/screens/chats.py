@@ -25,7 +25,9 @@ from awq_tui.widgets.plain_input import PlainInput
 
 SETTLE = 0.15
 """Seconds without a keystroke before the files are searched."""
-WIDTHS = {"age": 6, "turns": 5, "model": 24}
+WIDTHS = {"turns": 5, "age": 6}
+MODEL_WIDTHS = (16, 30)
+"""Cells of the models' names, in a narrow and in a wide table."""
 
 
 class ChatTable(DataTable[Text]):
@@ -86,7 +88,8 @@ class ChatsModal(ModalScreen[Chat | None]):
             await asyncio.sleep(SETTLE)
         self._chats = await in_thread(list_chats, query)
         self._fill()
-        found = f"{len(self._chats)} conversations" if self._chats else "No conversation fits."
+        number = len(self._chats)
+        found = f"{number} conversation{'s' if number > 1 else ''}" if number else "No conversation fits."
         nothing = "No conversation yet: they are kept here as soon as a question is answered."
         self.query_one("#chats-note", Static).update(found if query or self._chats else nothing)
 
@@ -96,15 +99,16 @@ class ChatsModal(ModalScreen[Chat | None]):
     def _fill(self) -> None:
         table = self.query_one(ChatTable)
         row, now = table.cursor_row, time.time()
-        padding = 2 * table.cell_padding * (len(WIDTHS) + 1) + 1
-        title = max(12, table.size.width - sum(WIDTHS.values()) - padding)
+        model = MODEL_WIDTHS[table.size.width > 80]
+        padding = 2 * table.cell_padding * (len(WIDTHS) + 2) + 1
+        title = max(12, table.size.width - model - sum(WIDTHS.values()) - padding)
         table.clear(columns=True)
-        for name, width in {"conversation": title, "model": WIDTHS["model"], "turns": 5, "age": 6}.items():
+        for name, width in {"conversation": title, "model": model, **WIDTHS}.items():
             table.add_column(name, width=width)
         for chat in self._chats:
             models = " | ".join(map(model_name, chat.models))
             table.add_row(
-                Text(shorten(chat.title, title)), Text(shorten(models, WIDTHS["model"])),
+                Text(chat.title, overflow="ellipsis"), Text(shorten(models, model)),
                 Text(str(len(chat.turns)), justify="right"), Text(age(now - chat.updated), "dim", justify="right"),
             )  # fmt: skip
         table.move_cursor(row=row, animate=False)

@@ -52,7 +52,7 @@ class InspectScreen(SectionScreen):
                 tooltip="Words: a block's number, a part of a name, outlier."),
         Binding("s", "sort(1)", "Sort", id="inspect.sort", tooltip="Sort by the next column."),
         Binding("S", "sort(-1)", "Sort back", id="inspect.sort_back", show=False, tooltip="By the column before."),
-        Binding("o", "turn_around", "Order", id="inspect.order", tooltip="Turn the order around."),
+        Binding("o", "turn_around", "Order", id="inspect.order", show=False, tooltip="Turn the order around."),
         Binding("t", "by_type", "By type", id="inspect.by_type", tooltip="All layers, or one line per type."),
         Binding("m", "compare", "Compare", id="inspect.compare", tooltip="Beside another run, or alone again."),
         Binding("z", "zoom", "Zoom", id="inspect.zoom", tooltip="The plots alone, or with the table."),

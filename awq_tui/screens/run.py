@@ -22,7 +22,7 @@ from awq_engine.errors import AwqError
 from awq_engine.estimate import default_speed, measured_speed, planned_work
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
-from awq_tui.run_client import RunClient, Snapshot, config_of, follow
+from awq_tui.run_client import Replay, RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import bar, notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
@@ -34,6 +34,8 @@ from awq_tui.widgets.layer_detail import LayerDetail, LayerView
 CLOCK_INTERVAL = 1.0
 """Seconds between two updates of the times in the header."""
 BAR_WIDTHS = (10, 40)
+REFRESHED = ("follow", "cancel", "resume", "inspect", "chat", "replay", "speed")
+"""Actions that make sense only at times."""
 
 
 class RunScreen(SectionScreen):
@@ -51,6 +53,9 @@ class RunScreen(SectionScreen):
         Binding("x", "cancel", "Cancel", id="run.cancel", tooltip="Stop after the present step; can be resumed."),
         Binding("r", "resume", "Resume", id="run.resume", tooltip="Go on from the last finished block."),
         Binding("d", "detach", "Detach", id="run.detach", tooltip="Back to the list; the run goes on."),
+        Binding("p", "replay", "Replay", id="run.replay", tooltip="Play the whole run again, or stop that."),
+        Binding("plus,equals_sign", "speed(2)", "Faster", key_display="+", id="run.faster", tooltip="Twice as fast."),
+        Binding("minus", "speed(0.5)", "Slower", key_display="-", id="run.slower", tooltip="Half as fast."),
         Binding("l", "log", "Log", id="run.log", tooltip="What the engine printed."),
         Binding("i", "inspect", "Inspect", id="run.inspect", tooltip="Statistics of the finished layers."),
         Binding("c", "chat", "Chat", id="run.chat", tooltip="Talk to the result."),
@@ -75,6 +80,8 @@ class RunScreen(SectionScreen):
         self._glyphs = glyphs()
         self._config = config_of(run)
         self._stop = threading.Event()
+        self._replay: Replay | None = None
+        """What is played in the place of the present, while that is wanted."""
         self._expected: float | None = None
         """Seconds that all blocks will take, as the plan and earlier runs tell."""
         self._keys: tuple[bool | None, ...] = ()
@@ -100,6 +107,8 @@ class RunScreen(SectionScreen):
         self._stop.set()
 
     def _follow(self) -> None:
+        stop, client = self._stop, self._replay or RunClient(self.run)
+
         def post(snapshot: Snapshot) -> None:
             plan = snapshot.state.plan
             if self._expected is None and plan is not None and self._config is not None:
@@ -107,7 +116,7 @@ class RunScreen(SectionScreen):
                 self._expected = planned_work(plan, self._config) / speed.flops
             self.post_message(self.Updated(snapshot))
 
-        follow(RunClient(self.run), post, self._stop)
+        follow(client, post, stop)
 
     # drawing
 
@@ -131,7 +140,10 @@ class RunScreen(SectionScreen):
             return
         state = self.snapshot.state
         title = title_line(self._config, self.run.id, self._glyphs)
-        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, time.time(), self._expected)
+        if self._replay is not None:
+            title += f"  replay {self._replay.speed:g}x"
+        now = self.snapshot.now or time.time()
+        phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, now, self._expected)
         room = self.size.width - len(clock) - len(phase) - 12
         progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
         head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")
@@ -160,12 +172,14 @@ class RunScreen(SectionScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only the keys that make sense now are in the footer."""
         status = self.snapshot.status if self.snapshot else None
-        running = status is RunStatus.RUNNING
+        running, playing = status is RunStatus.RUNNING, self._replay is not None
         allowed = {
             "follow": running and not self.following,
             "other_plot": self.has_class("-narrow") and self.has_class("-low"),
-            "cancel": running and self.snapshot is not None and not self.snapshot.cancelling,
-            "resume": status is not None and status.resumable,
+            "cancel": running and not playing and self.snapshot is not None and not self.snapshot.cancelling,
+            "resume": status is not None and status.resumable and not playing,
+            "replay": playing or (status is not None and not running),
+            "speed": playing,
             "inspect": self.snapshot is not None and bool(self.snapshot.state.blocks),
             "chat": status is RunStatus.DONE,
         }
@@ -173,10 +187,24 @@ class RunScreen(SectionScreen):
 
     def _refresh_keys(self) -> None:
         """Drawing the footer is dear, so only when another key makes sense."""
-        keys = tuple(self.check_action(action, ()) for action in ("follow", "cancel", "resume", "inspect", "chat"))
+        keys = tuple(self.check_action(action, ()) for action in REFRESHED)
         if keys != self._keys:
             self._keys = keys
             self.refresh_bindings()
+
+    def action_replay(self) -> None:
+        """Play the run again from its start, or go back to how it stands."""
+        self._stop.set()
+        self._stop = threading.Event()
+        self._replay = None if self._replay else Replay(self.run)
+        self.following = True
+        self.run_worker(self._follow, thread=True, group="follow", exit_on_error=False)
+        self._refresh_keys()
+
+    def action_speed(self, factor: float) -> None:
+        if self._replay is not None:
+            self._replay.speed = min(max(self._replay.speed * factor, 0.25), 4096.0)
+            self._show_head()
 
     def action_follow(self) -> None:
         self.following = True

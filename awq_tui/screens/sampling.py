@@ -32,9 +32,15 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
     CSS_PATH = "modal.tcss"
     DEFAULT_CSS = """
     SamplingModal .field { height: 1; }
-    SamplingModal .field Label { width: 16; color: $text-muted; }
-    SamplingModal .field Input { width: 20; }
-    SamplingModal .hint { width: 1fr; padding-left: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+    SamplingModal .field Label { width: 14; color: $text-muted; }
+    SamplingModal .field Input { width: 16; }
+    SamplingModal .hint {
+        width: 1fr;
+        padding-left: 1;
+        color: $text-muted;
+        text-wrap: nowrap;
+        text-overflow: ellipsis;
+    }
     SamplingModal TextArea { height: 4; margin-bottom: 1; border: round $border-blurred; }
     SamplingModal #sampling-problem { color: $text-error; height: auto; margin-top: 1; }
     """
@@ -44,13 +50,13 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
         Binding("escape", "close", "Keep as it was", id="sampling.close"),
     ]  # fmt: skip
     FIELDS = (
-        ("temperature", "temperature", "0 takes the likeliest token always"),
-        ("top_p", "top-p", "of the likeliest tokens those that together have this probability"),
-        ("top_k", "top-k", "this many likeliest tokens; 0 for all"),
-        ("min_p", "min-p", "none less likely than this share of the likeliest; 0 for none"),
-        ("repetition_penalty", "repetition", "above 1 what was there becomes less likely"),
+        ("temperature", "temperature", "0: always the likeliest token"),
+        ("top_p", "top-p", "the likeliest tokens of this probability in all"),
+        ("top_k", "top-k", "so many likeliest tokens; 0: all"),
+        ("min_p", "min-p", "at least this share of the likeliest one's; 0: all"),
+        ("repetition_penalty", "repetition", "above 1: fewer repetitions"),
         ("max_tokens", "max tokens", "of one reply"),
-        ("stop", "stop at", "texts that end a reply, commas between them; \\n is a new line"),
+        ("stop", "stop at", "texts, commas between them; \\n: a new line"),
         ("seed", "seed", "empty: another for each reply"),
     )
 
@@ -65,7 +71,8 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
             for name, label, hint in self.FIELDS:
                 with Horizontal(classes="field"):
                     yield Label(label)
-                    yield PlainInput(as_text(getattr(self._settings.sampling, name)), id=name, compact=True)
+                    value = as_text(getattr(self._settings.sampling, name))
+                    yield PlainInput(value, id=f"sampling-{name}", compact=True)
                     yield Static(hint, classes="hint", markup=False)
             yield Static("", id="sampling-problem", markup=False)
         yield Footer(show_command_palette=False)
@@ -73,7 +80,9 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
     @on(Input.Submitted)
     def action_save(self) -> None:
         try:
-            sampling = read_sampling({name: self.query_one(f"#{name}", Input).value for name, *_ in self.FIELDS})
+            sampling = read_sampling(
+                {name: self.query_one(f"#sampling-{name}", Input).value for name, *_ in self.FIELDS}
+            )
         except ValueError as error:
             self.query_one("#sampling-problem", Static).update(str(error))
         else:

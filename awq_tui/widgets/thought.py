@@ -67,6 +67,6 @@ class Thought(Vertical):
         words = len(self._text.split())
         name = f"thinking{chars.ellipsis}" if self._thinking else "thought"
         mark = chars.opened if is_open else chars.folded
-        self.query_one(".heading", Static).update(f"{mark} {name} {chars.dot} {words} words")
+        self.query_one(".heading", Static).update(f"{mark} {name} {chars.dot} {words} words {chars.dot} f3")
         if is_open:
             self.query_one(".text", Static).update(self._text)

@@ -173,13 +173,13 @@ async def test_settings_reach_the_worker() -> None:
         await until(pilot, lambda: isinstance(pilot.app.screen, SamplingModal))
         modal = pilot.app.screen
         modal.query_one("#system", TextArea).text = "Be brief."
-        modal.query_one("#temperature", Input).value = "hot"
+        modal.query_one("#sampling-temperature", Input).value = "hot"
         await pilot.press("f2")
         await until(pilot, lambda: "must be a number from 0 to 10, not 'hot'" in screen_text(pilot))
-        modal.query_one("#temperature", Input).value = "0"
-        modal.query_one("#seed", Input).value = "3"
-        modal.query_one("#top_k", Input).value = "40"
-        modal.query_one("#stop", Input).value = "END,\\n"
+        modal.query_one("#sampling-temperature", Input).value = "0"
+        modal.query_one("#sampling-seed", Input).value = "3"
+        modal.query_one("#sampling-top_k", Input).value = "40"
+        modal.query_one("#sampling-stop", Input).value = "END,\\n"
         await pilot.press("f2")
         await until(pilot, lambda: pilot.app.screen is screen)
         await ask(pilot, screen, "settings")
@@ -270,7 +270,7 @@ async def test_a_thought_is_folded_and_opens(monkeypatch: pytest.MonkeyPatch) ->
     screen = chat_of()
     async with staged(screen) as pilot:
         await ask(pilot, screen, "say <think>Hm, [/two].</think>\n\nIt is **two**.")
-        assert "▸ thought · 2 words" in screen_text(pilot)
+        assert "▸ thought · 2 words · f3" in screen_text(pilot)
         assert "Hm, [/two]" not in screen_text(pilot).split("▸")[1]
         await pilot.press("f3")
         await until(pilot, lambda: "Hm, [/two]." in screen_text(pilot).split("▾ thought")[-1])
@@ -323,7 +323,7 @@ async def test_conversations_are_kept_found_and_gone_on_with(monkeypatch: pytest
         await pilot.press("f8")
         await until(pilot, lambda: "2 conversations" in screen_text(pilot))
         await pilot.press("slash", *"apple")
-        await until(pilot, lambda: "1 conversations" in screen_text(pilot) and "pears" not in modal_text(pilot))
+        await until(pilot, lambda: "1 conversation" in screen_text(pilot) and "pears" not in modal_text(pilot))
         await pilot.press("enter", "e")
         await until(pilot, lambda: list(Path.cwd().glob("awq-chat-*-say-apples.md")))
         await pilot.press("enter")

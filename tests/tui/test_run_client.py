@@ -12,8 +12,8 @@ import pytest
 from awq_engine import events as e
 from awq_engine.runs import RunStatus
 from awq_engine.state import Phase, replay
-from awq_tui.run_client import RunClient, Snapshot, follow, log_tail
-from tests.tui.recorded_run import append, block, ending, new_run, opening, recorded_run
+from awq_tui.run_client import Replay, RunClient, Snapshot, follow, log_tail
+from tests.tui.recorded_run import START, append, block, ending, new_run, opening, recorded_run
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +123,33 @@ def test_the_log_tail_is_bounded_and_decodes_anything(tmp_path: Path) -> None:
     run.log_path.write_bytes(b"".join(b"line %d\n" % i for i in range(1000)) + b"bad \xff byte\rnext")
     tail = log_tail(run, max_lines=3)
     assert tail == ["line 999", "bad \ufffd byte", "next"]
+
+
+def test_a_replay_goes_through_the_whole_run_at_its_speed(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    now = 0.0
+    replay = Replay(run, lambda: now)
+    replay.speed = 10.0
+    seen = []
+    while not seen or seen[-1].status is RunStatus.RUNNING:
+        if (snapshot := replay.poll()) is not None:
+            seen.append(snapshot)
+        now += 0.5
+    records = run.records()
+    assert now == pytest.approx((records[-1].time - records[0].time) / 10, abs=1.0)
+    assert seen[-1].state == RunClient(run).poll().state
+    assert [snapshot.state.last_seq for snapshot in seen] == sorted({snapshot.state.last_seq for snapshot in seen})
+    assert all(snapshot.now == snapshot.state.updated for snapshot in seen)
+    assert replay.poll() is None
+
+
+def test_a_long_pause_is_cut_short(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    times = iter([START, START + 1, START + 86_400, START + 86_401])
+    append(run, list(block(0))[:4], lambda: next(times))
+    now = 0.0
+    replay = Replay(run, lambda: now)
+    replay.speed = 1.0
+    replay.poll()
+    now = 63.0
+    assert replay.poll().state.last_seq == 4

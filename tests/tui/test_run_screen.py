@@ -139,7 +139,7 @@ async def test_cancel_asks_first(live: Run) -> None:
 async def test_a_dead_engine_is_noticed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recorded_run(tmp_path, finished_blocks=2)
     started: list[Run] = []
-    monkeypatch.setattr("awq_tui.app.spawn_engine", lambda run: started.append(run))
+    monkeypatch.setattr("awq_tui.app.spawn_engine", lambda run, queued: started.append(run))
     screen = RunScreen(run)
     async with staged(screen) as pilot:
         await until(pilot, lambda: "ended without a word" in screen_text(pilot))
@@ -257,3 +257,17 @@ def test_before_the_first_block_the_plan_tells_what_is_left(live: Run) -> None:
     assert "about 1:30 left" in times_line(snapshot, START + 10, expected=100.0)
     assert "about 1:15 left" in times_line(snapshot, START + 90, expected=100.0)
     assert "left" not in times_line(snapshot, START + 10)
+
+
+async def test_a_finished_run_is_played_again(tmp_path: Path) -> None:
+    screen = RunScreen(recorded_run(tmp_path))
+    async with staged(screen) as pilot:
+        await until(pilot, lambda: "100 %" in screen_text(pilot))
+        await pilot.press("p")
+        await until(pilot, lambda: "replay" in screen_text(pilot) and "100 %" not in screen_text(pilot))
+        assert {"Faster", "Slower", "Replay"} <= keys_in_footer(screen)
+        for _ in range(6):
+            await pilot.press("plus")
+        await until(pilot, lambda: "100 %" in screen_text(pilot) and "read back and compared" in screen_text(pilot))
+        await pilot.press("p")
+        await until(pilot, lambda: "replay" not in screen_text(pilot))

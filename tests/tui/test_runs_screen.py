@@ -106,7 +106,7 @@ async def test_an_interrupted_run_is_resumed_by_a_new_engine(tmp_path: Path, mon
 async def test_an_engine_that_cannot_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded_run(tmp_path, finished_blocks=2)
 
-    def refuse(run: Run) -> None:
+    def refuse(run: Run, *, queued: bool) -> None:
         raise UsageError(f"Run {run.id} is taken [/by] another engine.")
 
     monkeypatch.setattr(app_module, "spawn_engine", refuse)
