@@ -6,11 +6,15 @@ import subprocess
 import sys
 from importlib.resources import files
 
+import torch
+
 DEMO = str(files("awq_engine") / "data" / "demo-model")
 
 
 def main() -> int:
     commands = [["benchmarks.quality", DEMO, "--seq-len", "256", "--samples", "32"]]
+    if torch.cuda.is_available():
+        commands.append(["benchmarks.kernel_bandwidth", "--quick"])
     return max(subprocess.run([sys.executable, "-m", *command], check=False).returncode for command in commands)
 
 

@@ -249,6 +249,20 @@ def _add_others(commands: Commands) -> None:
     demo = _command(commands, "demo", "demo:run_demo", "the whole job on the bundled model, offline")
     _add_json(demo)
     _add_json(_command(commands, "doctor", "doctor:show_doctor", "say what this machine can do, and why"))
+    bench = _command(
+        commands, "bench", "bench:bench", "measure how fast this machine multiplies with quantized weights"
+    )
+    bench.add_argument(
+        "model", metavar="MODEL", nargs="?", help="with the linears of this model (default: usual shapes)"
+    )
+    bench.add_argument("--bits", type=int, default=4, metavar="N", help="without MODEL: bits per weight (default 4)")
+    bench.add_argument(
+        "--group-size", type=int, default=128, metavar="N", help="without MODEL: inputs that share a scale"
+    )
+    bench.add_argument("--tune", action="store_true", help="on a GPU, first search the fastest launches and keep them")
+    bench.add_argument("--backend", default="auto", help="auto, triton, cpu or reference")
+    _add_device(bench)
+    _add_json(bench)
 
 
 def _add_json(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:

@@ -24,6 +24,7 @@ from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.linear import QuantizedLinear
 from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.skeleton import load_config, missing_tensor
+from awq_engine.tuned import measured_launches
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, choose, prepare
 from awq_kernels.int_weight import IntWeight
@@ -81,14 +82,16 @@ def load_model(
     """
     checkpoint, quantization = _read(path)
     place = pick_device("cpu" if (device, backend) == ("auto", "cpu") else device)
-    status = _pick_backend(backend, place)
+    status = pick_backend(backend, place)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" or status.name == "reference" else _stored_dtype(checkpoint)
     if quantization is None:
         return _load_floats(checkpoint, place, dtype)
 
+    launches = measured_launches(status.name, place)
+
     def make(weight: IntWeight, bias: torch.Tensor | None) -> nn.Module:
-        return QuantizedLinear(prepare(weight, status.name, place), bias)
+        return QuantizedLinear(prepare(weight, status.name, place, launches), bias)
 
     return _load_quantized(checkpoint, quantization, place, dtype, make, status)
 
@@ -139,7 +142,7 @@ def pick_device(device: str) -> torch.device:
     return found
 
 
-def _pick_backend(backend: str, device: torch.device) -> BackendStatus:
+def pick_backend(backend: str, device: torch.device) -> BackendStatus:
     try:
         return choose(backend, device)
     except ValueError as error:

@@ -20,6 +20,7 @@ import torch
 
 from awq_kernels import cpu, reference
 from awq_kernels.int_weight import IntWeight
+from awq_kernels.launches import Launches
 from awq_kernels.tiles import PlaneTiles, join_tiles, obstacle, pack_tiles, split_tiles
 
 NAMES = ("triton", "cpu", "reference")
@@ -51,6 +52,8 @@ class PreparedLinear:
     """Why the backend asked for was not taken, as a clause; None when it was."""
     packed: cpu.CpuWeight | PlaneTiles | None = None
     """What `join` can join."""
+    launches: Launches | None = None
+    """How its kernels are launched; None takes the table that ships."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x @ W.T + bias` for x [..., in_features]; the result has the dtype of `x`."""
@@ -82,11 +85,19 @@ def choose(requested: str, device: torch.device | str) -> BackendStatus:
     return statuses[requested]
 
 
-def prepare(weight: IntWeight, backend: str, device: torch.device | str) -> PreparedLinear:
-    """Put `weight` on `device` in the layout of `backend` (one of `NAMES`; see `choose`)."""
-    makers = {"triton": _prepare_triton, "cpu": _prepare_cpu, "reference": _prepare_reference}
+def prepare(
+    weight: IntWeight, backend: str, device: torch.device | str, launches: Launches | None = None
+) -> PreparedLinear:
+    """Put `weight` on `device` in the layout of `backend` (one of `NAMES`; see `choose`).
+
+    `launches` is what was measured on this device, for backends that launch kernels.
+    """
     weight = weight.to(device)
-    prepared = makers[backend](replace(weight, order=None))
+    unordered = replace(weight, order=None)
+    if backend == "triton":
+        prepared = _prepare_triton(unordered, launches)
+    else:
+        prepared = _prepare_cpu(unordered) if backend == "cpu" else _prepare_reference(unordered)
     if (order := weight.order) is None:
         return prepared
     return replace(prepared, compute=lambda x, bias: prepared.compute(x[..., order], bias), packed=None)
@@ -105,24 +116,26 @@ def join(linears: Sequence[PreparedLinear]) -> tuple[PreparedLinear, list[Prepar
     if not tiles or len(tiles) != len(packed) or (joined := join_tiles(tiles)) is None:
         return None
     parts = split_tiles(joined, [weight.out_features for weight in tiles])
-    return _computed_by_triton(joined), [_computed_by_triton(part) for part in parts]
+    launches = linears[0].launches
+    return _computed_by_triton(joined, launches), [_computed_by_triton(part, launches) for part in parts]
 
 
-def _prepare_triton(weight: IntWeight) -> PreparedLinear:
+def _prepare_triton(weight: IntWeight, launches: Launches | None) -> PreparedLinear:
     if reason := obstacle(weight):
         return _prepare_reference(weight, reason)
-    return _computed_by_triton(pack_tiles(weight))
+    return _computed_by_triton(pack_tiles(weight), launches)
 
 
-def _computed_by_triton(packed: PlaneTiles) -> PreparedLinear:
+def _computed_by_triton(packed: PlaneTiles, launches: Launches | None) -> PreparedLinear:
     from awq_kernels import product
 
     return PreparedLinear(
         "triton",
         packed.in_features,
         packed.out_features,
-        lambda x, bias: product.matmul(x, packed, bias),
+        lambda x, bias: product.matmul(x, packed, bias, launches),
         packed=packed,
+        launches=launches,
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from truth import TOLERANCE, random_tokens, random_weight, relative_error, truth
 
-from awq_kernels import product
+from awq_kernels import product, tuning
 from awq_kernels.dequantize import dequantize
-from awq_kernels.launches import TABLE, Launch
+from awq_kernels.launches import TABLE, Launch, Launches
 from awq_kernels.plane import INTERPRETED
 from awq_kernels.tiles import PLANES, join_tiles, pack_tiles, split_tiles
 
@@ -155,6 +155,16 @@ def test_joined_weights(n_tokens: int) -> None:
     assert relative_error(together, torch.cat([truth(x, weight) for weight in weights], 1)) < tolerance(n_tokens)
     for part, weight in zip(split_tiles(whole, [64, 128, 40]), weights, strict=True):
         assert relative_error(product.matmul(x.to(DEVICE), part), truth(x, weight)) < tolerance(n_tokens)
+
+
+def test_the_search_finds_a_launch_for_the_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = [Launch(8, 32, 2, 2, 2), Launch(8, 64, 1, 1, 2)]
+    monkeypatch.setattr(tuning, "candidates", lambda tiles, block: launches)
+    monkeypatch.setattr(tuning, "copies_beyond_cache", lambda nbytes, device: 2)
+    tiles = pack_tiles(random_weight(64, 128, 64).to(DEVICE))
+    key, found = tuning.tune(tiles, 2, torch.float16)
+    assert found in launches
+    assert Launches({key: found}).pick(tiles, 2, torch.float16) == found
 
 
 @pytest.mark.parametrize("bits", PLANES)
