@@ -40,7 +40,7 @@ def split_thought(text: str, *, complete: bool = True) -> Parts:
             return _split_open(head[len(opening) :], closing, complete)
     if not complete and head and any(opening.startswith(head) for opening, _ in TAGS):
         return Parts("", "")
-    if found := _ORPHAN.search(text):
+    if any(closing in text for _, closing in TAGS) and (found := _ORPHAN.search(text)):
         return Parts(text[: found.start()].strip(), text[found.end() :].lstrip("\n"))
     return Parts("", text if complete else _without_tag_start(text))
 

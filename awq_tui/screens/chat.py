@@ -73,7 +73,9 @@ class ChatScreen(SectionScreen):
         self.chat = chat or Chat((model,))
         self.editing: int | None = None
         """The turn whose question is in the prompt to be changed."""
-        self._first_client = client
+        clients = (client, None)
+        self.sides = [ChatSide(name, side, clients[side]) for side, name in enumerate(self.chat.models)]
+        """One per model. Never queried for: a long conversation has thousands of widgets, and every key asks."""
         self._thoughts_open = False
         self._scores: dict[int, list[TokenScore]] = {}
         """By side: what it thinks of the first side's last answer."""
@@ -84,21 +86,15 @@ class ChatScreen(SectionScreen):
 
     def body(self) -> ComposeResult:
         with Horizontal(id="chat-sides"):
-            yield ChatSide(self.chat.models[0], 0, self._first_client)
+            yield from self.sides
         yield Static(id="chat-note", classes="notice", markup=False)
         yield Prompt(id="chat-prompt")
 
     async def on_mount(self) -> None:
         self.query_one(Prompt).focus()
-        if len(self.chat.models) > 1:
-            await self.query_one("#chat-sides").mount(ChatSide(self.chat.models[1], 1))
         if self.chat.turns:
             await self._draw_chat()
         self._note()
-
-    @property
-    def sides(self) -> list[ChatSide]:
-        return list(self.query(ChatSide))
 
     @property
     def model(self) -> str:
@@ -300,7 +296,7 @@ class ChatScreen(SectionScreen):
     async def action_compare(self) -> None:
         """Put a second model beside the first, or take it away."""
         if len(self.sides) > 1:
-            await self.sides[1].remove()
+            await self.sides.pop().remove()
             self.chat = self.chat.with_models(self.chat.models[:1])
             self.sides[0].unmark()
             self._note()
@@ -313,6 +309,7 @@ class ChatScreen(SectionScreen):
             return
         self.chat = self.chat.with_models((self.model, model))
         side = ChatSide(model, 1)
+        self.sides.append(side)
         await self.query_one("#chat-sides").mount(side)
         await side.show(self.chat)
         self._note()
@@ -363,7 +360,6 @@ class ChatScreen(SectionScreen):
             "copy": any(turn.replies[0] for turn in self.chat.turns),
             "export": turns and idle,
             "compare": idle,
-            "thoughts": any(thought.has_class("-there") for thought in self.query(Thought)),
             "chats": idle,
         }
         return allowed.get(action, True)

@@ -6,6 +6,7 @@ question goes to two models at once.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -111,6 +112,9 @@ class ChatSide(Vertical):
         await client.start()
         async for reply in client.replies():
             await self._take(reply)
+            await asyncio.sleep(
+                0
+            )  # lines that wait already do not suspend this loop, and the keyboard is to have its turn
 
     # what the screen asks for
 
