@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from awq_kernels.int_weight import IntWeight
 
 GROUP_SIZES = (32, 64, 128, 256)
-MAX_TOKENS = 48
-"""More tokens than this are faster dequantized; measured on AVX2 with 1024x1024 and 2048x2048 weights."""
+CROSSOVER = {"AVX512": 128, "AVX2": 48}
+"""By vector instructions: more tokens are faster dequantized; measured on weights from 512x512 to 11264x2048."""
+MAX_TOKENS = CROSSOVER.get(torch.backends.cpu.get_cpu_capability(), 48)
 JOINED_ROWS = 64
 """A multiple of the number of outputs that torch packs at a time: 64 with AVX-512, 32 with AVX2, fewer elsewhere."""
 CHUNK_WEIGHTS = 4 << 20
