@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
+from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.runtime import FLOAT_BACKEND, LoadedModel
 
 CHECKED = 12
@@ -30,7 +31,7 @@ A part that is missing or misread changes logits by about their own size; where 
 
 
 class Decoder(Protocol):
-    """Holds one sequence; made anew for each."""
+    """Holds one sequence; opened anew for each, which may end the one before."""
 
     def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
         """Append `tokens`; float32 [keep, vocabulary] on the CPU: the logits after each of the last `keep` of them."""
@@ -38,7 +39,10 @@ class Decoder(Protocol):
 
 
 def open_decoder(loaded: LoadedModel) -> Decoder:
-    """A decoder for a new sequence."""
+    """A decoder for a new sequence; with graphs there is one of them, which begins anew."""
+    if loaded.graphs is not None:
+        loaded.graphs.restart()
+        return loaded.graphs
     return TransformersDecoder(loaded) if loaded.fast is None else FastDecoder(loaded.fast)
 
 
@@ -51,7 +55,17 @@ def prepare_decoding(loaded: LoadedModel) -> LoadedModel:
         return replace(loaded, fast=None, decoding=f"transformers' forward pass, as {reason}")
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever an odd model does
         return replace(loaded, fast=None, decoding=f"transformers' forward pass, as ours failed: {first_line(error)}")
-    return replace(loaded, fast=fast, decoding="our own decoder")
+    found = replace(loaded, fast=fast, decoding="our own decoder")
+    return _with_graphs(found, fast) if loaded.device.type == "cuda" else found
+
+
+def _with_graphs(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
+    """With each step as a CUDA graph where that gives the same logits."""
+    try:
+        _check(loaded, fast, GraphDecoder)
+    except (MisfitError, RuntimeError, ValueError) as error:
+        return replace(loaded, decoding=f"{loaded.decoding}, without CUDA graphs: {first_line(error)}")
+    return replace(loaded, graphs=GraphDecoder(fast), decoding=f"{loaded.decoding}, with CUDA graphs")
 
 
 class TransformersDecoder:
@@ -71,24 +85,23 @@ class TransformersDecoder:
         return logits[0, -keep:].float().cpu()
 
 
-def _check(loaded: LoadedModel, fast: FastModel) -> None:
+def _check(loaded: LoadedModel, fast: FastModel, kind: type[FastDecoder] = FastDecoder) -> None:
     """Raises `MisfitError` when our decoder does not compute what transformers computes."""
     exact = loaded.dtype == torch.float32 and loaded.backend in (FLOAT_BACKEND, "reference")
     for first in {0, max(0, (loaded.context_length or 0) - CHECKED)}:
-        difference = compare(loaded, fast, first)
+        difference = compare(loaded, kind(fast, first))
         if not difference <= (EXACT if exact else ROUNDED):
             raise MisfitError(f"its logits would differ by {difference:.1e} at position {first}")
 
 
 @torch.inference_mode()
-def compare(loaded: LoadedModel, fast: FastModel, first: int = 0) -> float:
-    """Relative difference of our logits from transformers', for a few tokens from position `first` on."""
+def compare(loaded: LoadedModel, decoder: FastDecoder) -> float:
+    """Relative difference of the logits of `decoder`, a new one, from transformers', for a few tokens."""
     model: Any = loaded.model
     tokens = [(7919 * n + 13) % model.get_input_embeddings().weight.shape[0] for n in range(CHECKED)]
-    positions = torch.arange(first, first + CHECKED, device=loaded.device)[None]
+    positions = torch.arange(CHECKED, device=loaded.device)[None] + decoder.first_position
     inputs = torch.tensor([tokens], device=loaded.device)
     expected = model(input_ids=inputs, position_ids=positions, use_cache=False).logits[0].float().cpu()
-    decoder = FastDecoder(fast, first)
     prompt = CHECKED - STEPS
     found = torch.cat([decoder.read(tokens[:prompt], prompt), *(decoder.read([token]) for token in tokens[prompt:])])
     spread = (expected - expected.mean(-1, keepdim=True)).norm()

@@ -190,15 +190,27 @@ def _norm(module: Any) -> Norm:
     return Norm(weight, epsilon)
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where the next tokens go and what they look at."""
+
+    where: slice | torch.Tensor
+    """Their places in the cache: consecutive ones, or int64 [n]."""
+    stop: int
+    """Keys in the cache from here on are not looked at."""
+    masks: dict[int | None, torch.Tensor | None]
+    """For each window: which keys each token looks at, bool [n, stop]; None for all that the window holds."""
+
+
 class FastDecoder:
     """One sequence read by a `FastModel`; see `decoding.Decoder`."""
 
     def __init__(self, model: FastModel, first_position: int = 0) -> None:
         """`first_position`: of the first token, for checks far behind in the context."""
-        self._model = model
-        self._first = first_position
-        self._length = 0
-        self._capacity = 0
+        self.model = model
+        self.first_position = first_position
+        self.length = 0
+        self.capacity = 0
         self._cache: list[torch.Tensor] = [
             torch.empty(2, block.kv_heads, 0, block.head_dim, device=model.device, dtype=model.dtype)
             for block in model.blocks
@@ -207,69 +219,81 @@ class FastDecoder:
 
     @torch.inference_mode()
     def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
-        model = self._model
-        self._reserve(self._length + len(tokens))
-        x = model.embed(torch.tensor(tokens, device=model.device))
-        masks = self._masks(len(tokens))
-        for block, cache in zip(model.blocks, self._cache, strict=True):
-            x = x + self._attention(block, cache, block.attention_norm(x), masks[block.window])
+        n = len(tokens)
+        self.reserve(self.length + n)
+        step = Step(slice(self.length, self.length + n), self.length + n, self._masks(n))
+        logits = self.run(torch.tensor(tokens, device=self.model.device), step, keep)
+        self.length += n
+        return logits.float().cpu()
+
+    def run(self, tokens: torch.Tensor, step: Step, keep: int) -> torch.Tensor:
+        """Logits after the last `keep` of `tokens`, int64 [n]; their keys and values go into the cache."""
+        x = self.model.embed(tokens)
+        cos, sin = self._cos[step.where], self._sin[step.where]
+        for block, cache in zip(self.model.blocks, self._cache, strict=True):
+            x = x + _attention(block, cache, block.attention_norm(x), step, cos, sin)
             gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
             x = x + block.down(block.activation(gate) * up)
-        self._length += len(tokens)
-        return model.head(model.norm(x[-keep:])).float().cpu()
+        return self.model.head(self.model.norm(x[-keep:]))
 
-    def _attention(self, block: Block, cache: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Of the normed `x` [n, hidden]; keys and values go into `cache`."""
-        n, group = len(x), block.heads // block.kv_heads
-        heads = block.qkv(x).view(n, block.heads + 2 * block.kv_heads, block.head_dim)
-        turned, values = heads.split([block.heads + block.kv_heads, block.kv_heads], dim=1)
-        if block.head_norms is not None:
-            queries, keys = turned.split([block.heads, block.kv_heads], dim=1)
-            turned = torch.cat([block.head_norms[0](queries), block.head_norms[1](keys)], dim=1)
-        now = slice(self._length, self._length + n)
-        turned = _rotate(turned, self._cos[now], self._sin[now])
-        cache[0, :, now] = turned[:, block.heads :].transpose(0, 1)
-        cache[1, :, now] = values.transpose(0, 1)
-        first = 0 if mask is not None or block.window is None else max(0, now.stop - block.window)
-        keys, values = cache[:, :, None, first : now.stop]  # [kv_heads, 1, n_keys, head_dim]
-        queries = turned[:, : block.heads].view(n, block.kv_heads, group, block.head_dim)
-        if n == 1:  # the heads that share a key are its queries: nothing is repeated, nothing is masked
-            y = F.scaled_dot_product_attention(queries.transpose(0, 1), keys, values, scale=block.scale)
-            return block.output(y.reshape(1, -1))
-        keys, values = (part.expand(-1, group, -1, -1) for part in (keys, values))
-        y = F.scaled_dot_product_attention(
-            queries.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None, scale=block.scale
-        )
-        return block.output(y.permute(2, 0, 1, 3).reshape(n, -1))
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""
+        if length <= self.capacity:
+            return
+        self.capacity = max(length, min(max(256, 2 * self.capacity), self.model.context_length or length))
+        for index, old in enumerate(self._cache):
+            new = old.new_zeros(2, old.shape[1], self.capacity, old.shape[3])
+            new[:, :, : self.length] = old[:, :, : self.length]
+            self._cache[index] = new
+        positions = torch.arange(self.capacity, device=self.model.device) + self.first_position
+        cos, sin = self.model.rotations(positions)
+        half = sin.shape[1] // 2
+        self._cos, self._sin = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=1)[:, None]
 
     def _masks(self, n: int) -> dict[int | None, torch.Tensor | None]:
-        """For each window: which keys each of the next `n` tokens looks at, bool [n, n_keys]; None for the obvious."""
-        windows = {block.window for block in self._model.blocks}
+        windows = {block.window for block in self.model.blocks}
         return {window: None if self._is_plain(n, window) else self._mask(n, window) for window in windows}
 
     def _is_plain(self, n: int, window: int | None) -> bool:
         """Whether the next `n` tokens look at all keys that they may look at at all."""
-        return n == 1 or (self._length == 0 and (window is None or window >= n))
+        return n == 1 or (self.length == 0 and (window is None or window >= n))
 
     def _mask(self, n: int, window: int | None) -> torch.Tensor:
-        total = self._length + n
-        queries = torch.arange(self._length, total, device=self._model.device)[:, None]
-        keys = torch.arange(total, device=self._model.device)
-        return (keys <= queries) & (keys > queries - (window or total))
+        total = self.length + n
+        queries = torch.arange(self.length, total, device=self.model.device)
+        return seen_keys(queries, total, window)
 
-    def _reserve(self, length: int) -> None:
-        """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""
-        if length <= self._capacity:
-            return
-        self._capacity = max(length, min(max(256, 2 * self._capacity), self._model.context_length or length))
-        for index, old in enumerate(self._cache):
-            new = old.new_empty(2, old.shape[1], self._capacity, old.shape[3])
-            new[:, :, : self._length] = old[:, :, : self._length]
-            self._cache[index] = new
-        positions = torch.arange(self._capacity, device=self._model.device) + self._first
-        cos, sin = self._model.rotations(positions)
-        half = sin.shape[1] // 2
-        self._cos, self._sin = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=1)[:, None]
+
+def seen_keys(queries: torch.Tensor, n_keys: int, window: int | None) -> torch.Tensor:
+    """Which of the first `n_keys` tokens those at the places `queries`, int64 [n], look at: bool [n, n_keys]."""
+    keys = torch.arange(n_keys, device=queries.device)
+    return (keys <= queries[:, None]) & (keys > queries[:, None] - (window or n_keys))
+
+
+def _attention(
+    block: Block, cache: torch.Tensor, x: torch.Tensor, step: Step, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Of the normed `x` [n, hidden], turned by `cos` and `sin` [n, 1, head_dim]; keys and values go into `cache`."""
+    n, group, mask = len(x), block.heads // block.kv_heads, step.masks[block.window]
+    heads = block.qkv(x).view(n, block.heads + 2 * block.kv_heads, block.head_dim)
+    turned, values = heads.split([block.heads + block.kv_heads, block.kv_heads], dim=1)
+    if block.head_norms is not None:
+        queries, keys = turned.split([block.heads, block.kv_heads], dim=1)
+        turned = torch.cat([block.head_norms[0](queries), block.head_norms[1](keys)], dim=1)
+    turned = _rotate(turned, cos, sin)
+    cache[0, :, step.where] = turned[:, block.heads :].transpose(0, 1)
+    cache[1, :, step.where] = values.transpose(0, 1)
+    first = 0 if mask is not None or block.window is None else max(0, step.stop - block.window)
+    keys, values = cache[:, :, None, first : step.stop]  # [kv_heads, 1, n_keys, head_dim]
+    queries = turned[:, : block.heads].view(n, block.kv_heads, group, block.head_dim)
+    if n == 1:  # the heads that share a key are its queries: nothing is repeated
+        y = F.scaled_dot_product_attention(queries.transpose(0, 1), keys, values, attn_mask=mask, scale=block.scale)
+        return block.output(y.reshape(1, -1))
+    keys, values = (part.expand(-1, group, -1, -1) for part in (keys, values))
+    y = F.scaled_dot_product_attention(
+        queries.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None, scale=block.scale
+    )
+    return block.output(y.permute(2, 0, 1, 3).reshape(n, -1))
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, first_line
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.skeleton import load_config, missing_tensor
@@ -57,6 +58,8 @@ class LoadedModel:
 
     fast: FastModel | None = None
     """What our own decoder runs; None where transformers' forward pass does (`decoding.prepare_decoding` decides)."""
+    graphs: GraphDecoder | None = None
+    """On a GPU: runs a step as one CUDA graph; one sequence at a time."""
     decoding: str = "transformers' forward pass"
     """Which of the two, and why, as a clause."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tiny_model import TINY, write_tiny_model
 from awq_engine.decoding import TransformersDecoder, open_decoder, prepare_decoding
 from awq_engine.fast_model import FastDecoder, FastModel
 from awq_engine.generate import GenerationStats, generate
+from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.runtime import LoadedModel, load_model
 from awq_engine.sampling import Sampling
@@ -123,6 +125,43 @@ def test_a_quantized_model_with_its_linears_joined(tmp_path: Path) -> None:
     assert (block.qkv.out_features, block.gate_up.out_features) == (512, 384)
     torch.testing.assert_close(open_decoder(prepared).read(TEXT[:8], keep=8), alone, rtol=0, atol=1e-3)
     assert torch.equal(TransformersDecoder(loaded).read(TEXT[:8], keep=8), alone), "each still reads its own rows"
+
+
+class Uncaptured(GraphDecoder):
+    """Repeats the step that a GPU would capture."""
+
+    def capture(self) -> Callable[[], torch.Tensor]:
+        return self.step
+
+
+@pytest.mark.parametrize("name", ["llama", "window", "windows-in-some-blocks", "head-norms"])
+def test_the_step_that_a_graph_captures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the whole cache, with its place in a tensor, across the growth of the cache and for a second sequence."""
+    before = expected_logits(loaded := load(tmp_path / "model", *FITTING[name]), TEXT)
+    fast = prepare_decoding(loaded).fast
+    assert fast is not None
+    decoder = Uncaptured(replace(fast, context_length=None))
+    decoder.reserve(70)  # grows once on the way
+    for _ in range(2):
+        found = torch.cat([decoder.read(TEXT[:60], keep=60), *(decoder.read([token]) for token in TEXT[60:])])
+        assert (found - before).norm() < 1e-5 * before.norm()
+        decoder.restart()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FITTING)
+def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
+    """Two sequences one after the other, the cache grown in between."""
+    kind, changes = FITTING[name]
+    config = getattr(transformers, kind)(**{**TINY, **changes, "max_position_embeddings": 1024})
+    loaded = prepare_decoding(load_model(write_tiny_model(tmp_path / "model", config), device="cuda"))
+    assert loaded.decoding == "our own decoder, with CUDA graphs"
+    text = (TEXT * 4)[:300]
+    for _ in range(2):
+        ours, theirs = open_decoder(loaded), TransformersDecoder(loaded)
+        for tokens in (text[:200], *([token] for token in text[200:])):
+            found, expected = ours.read(tokens), theirs.read(tokens)
+            assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
