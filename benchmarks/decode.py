@@ -4,10 +4,10 @@
         [--peers float32,bfloat16,Q4_1,Q4_K_S] [--head] [--work FOLDER] [--note TEXT]
 
 Ours is what `awq-tui chat` runs: `generate` on a W4 g128 checkpoint, greedy; `forward` is the same with transformers'
-forward pass around our linears. `float32` and `bfloat16` are the very same weights dequantized, under transformers
-`generate`; that ours gives their logits is checked before anything is timed. `Q4_...` is llama.cpp in a process of its
-own, on a model of the same shape (its head as it rounds it by default; ours stays in floats unless `--head`), from an
-environment that is built on first use, which takes long on few cores.
+forward pass around our linears, `quick head` the same with `--quick-head`. `float32` and `bfloat16` are the very same
+weights dequantized, under transformers `generate`; that ours gives their logits is checked before anything is timed.
+`Q4_...` is llama.cpp in a process of its own, on a model of the same shape (its head as it rounds it by default; ours
+stays in floats unless `--head`), from an environment that is built on first use, which takes long on few cores.
 
 All take turns in every round, so that a machine that is busy with other things slows all of them: what counts is the
 median over rounds of the ratio of times per token within a round. Appends to `benchmarks/results/decode.csv`.
@@ -90,8 +90,11 @@ def _ways(options: argparse.Namespace, shape: Shape, work: Path) -> tuple[dict[s
     if not folder.is_dir():
         write_synthetic(folder, shape, rounded=QuantSpec(4, 128, symmetric=False), head=options.head)
     ours = prepare_decoding(load_model(folder, device="cpu"))
-    forward = replace(ours, fast=None)
-    ways = {"ours": lambda tokens: _ours(ours, tokens), "forward": lambda tokens: _ours(forward, tokens)}
+    others = {"forward": replace(ours, fast=None)}
+    if not options.head:
+        others["quick head"] = prepare_decoding(ours, quick_head=True)
+    ways: dict[str, Measure] = {"ours": lambda tokens: _ours(ours, tokens)}
+    ways |= {name: (lambda tokens, way=way: _ours(way, tokens)) for name, way in others.items()}
     for peer in filter(None, options.peers.split(",")):
         if peer in ("float32", "bfloat16"):
             floats = load_dequantized(folder, device="cpu", dtype=getattr(torch, peer))

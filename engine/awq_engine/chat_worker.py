@@ -1,10 +1,11 @@
-"""A process that holds one model and answers: `python -m awq_engine.chat_worker MODEL [--backend B] [--device D]`.
+"""A process that holds one model and answers: `python -m awq_engine.chat_worker MODEL [OPTION ...]`.
 
 The app (or any program) starts it with pipes and speaks JSON, one object a line, UTF-8, each way. It dies with its
 parent: the end of its standard input ends it at once. Only protocol lines ever reach its standard output; whatever
 libraries print goes to standard error, which the parent should send to a file.
 
-MODEL is a folder, a run id or a Hub id. First the worker loads it and says `ready`; requests may come before that.
+MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D` and `--quick-head`. First the worker
+loads it and says `ready`; requests may come before that.
 
 Worker to parent:
 
@@ -163,7 +164,8 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
     from awq_engine.runtime import load_model
 
     try:
-        loaded = prepare_decoding(load_model(resolved.path, backend=options.backend, device=options.device))
+        loaded = load_model(resolved.path, backend=options.backend, device=options.device)
+        loaded = prepare_decoding(loaded, quick_head=options.quick_head)
     except Exception as error:
         raise _named(error) from error
     wire.send(
@@ -196,6 +198,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="a folder, a run id or a Hub id")
     parser.add_argument("--backend", default="auto", choices=["auto", "triton", "cpu", "reference"])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument("--quick-head", action="store_true", help="read an output head in floats in 4 bits first")
     return parser.parse_args(arguments)
 
 

@@ -232,6 +232,9 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="makes an answer repeatable")
     parser.add_argument("--backend", default="auto", help="auto, triton, cpu or reference")
     _add_device(parser)
+    parser.add_argument(
+        "--quick-head", action="store_true", help="on a CPU: exact logits for the likeliest 256 tokens only, but sooner"
+    )
 
 
 def _add_convert(commands: Commands) -> None:

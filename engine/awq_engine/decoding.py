@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
 from awq_engine.graph_decoder import GraphDecoder
+from awq_engine.quick_head import QuickHead
 from awq_engine.runtime import FLOAT_BACKEND, LoadedModel
 
 CHECKED = 12
@@ -38,16 +40,26 @@ class Decoder(Protocol):
         ...
 
 
-def open_decoder(loaded: LoadedModel) -> Decoder:
-    """A decoder for a new sequence; with graphs there is one of them, which begins anew."""
+def open_decoder(loaded: LoadedModel, *, exact: bool = False) -> Decoder:
+    """A decoder for a new sequence; with graphs there is one of them, which begins anew.
+
+    Args:
+        exact: all logits are wanted as the model has them, also where a quick head was asked for.
+    """
     if loaded.graphs is not None:
         loaded.graphs.restart()
         return loaded.graphs
-    return TransformersDecoder(loaded) if loaded.fast is None else FastDecoder(loaded.fast)
+    if loaded.fast is None:
+        return TransformersDecoder(loaded)
+    return FastDecoder(replace(loaded.fast, quick_head=None) if exact else loaded.fast)
 
 
-def prepare_decoding(loaded: LoadedModel) -> LoadedModel:
-    """The same model with the fastest decoder that is right for it, and in `decoding` which one that is and why."""
+def prepare_decoding(loaded: LoadedModel, *, quick_head: bool = False) -> LoadedModel:
+    """The same model with the fastest decoder that is right for it, and in `decoding` which one that is and why.
+
+    Args:
+        quick_head: an output head in floats may be read in 4 bits first (`quick_head`); on the CPU only.
+    """
     try:
         fast = read_model(loaded.model, loaded.context_length, loaded.dtype)
         _check(loaded, fast)
@@ -56,7 +68,20 @@ def prepare_decoding(loaded: LoadedModel) -> LoadedModel:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever an odd model does
         return replace(loaded, fast=None, decoding=f"transformers' forward pass, as ours failed: {first_line(error)}")
     found = replace(loaded, fast=fast, decoding="our own decoder")
-    return _with_graphs(found, fast) if loaded.device.type == "cuda" else found
+    if loaded.device.type == "cuda":
+        return _with_graphs(found, fast)
+    return _with_quick_head(found, fast) if quick_head else found
+
+
+def _with_quick_head(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
+    head = loaded.model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return replace(loaded, decoding=f"{loaded.decoding}; its output head is quantized already")
+    try:
+        fast = replace(fast, quick_head=QuickHead(head))
+    except ValueError as error:
+        return replace(loaded, decoding=f"{loaded.decoding}; {error}")
+    return replace(loaded, fast=fast, decoding=f"{loaded.decoding}, the output head in 4 bits first")
 
 
 def _with_graphs(loaded: LoadedModel, fast: FastModel) -> LoadedModel:

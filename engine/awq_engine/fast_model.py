@@ -86,6 +86,8 @@ class FastModel:
     dtype: torch.dtype
     """Of the activations and of the cache."""
     context_length: int | None
+    quick_head: Linear | None = None
+    """Takes the place of `head` for those who asked for it."""
 
 
 def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.dtype) -> FastModel:
@@ -234,7 +236,7 @@ class FastDecoder:
             x = x + _attention(block, cache, block.attention_norm(x), step, cos, sin)
             gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
             x = x + block.down(block.activation(gate) * up)
-        return self.model.head(self.model.norm(x[-keep:]))
+        return (self.model.quick_head or self.model.head)(self.model.norm(x[-keep:]))
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""

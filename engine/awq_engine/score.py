@@ -47,7 +47,7 @@ def score(
     prompt = encode_prompt(loaded, messages)
     tokens = encode_answer(loaded, messages, prompt, answer)
     _check_fits(loaded, len(prompt) + len(tokens))
-    decoder, texts, logits = open_decoder(loaded), Detokenizer(loaded.tokenizer, prompt), None
+    decoder, texts, logits = open_decoder(loaded, exact=True), Detokenizer(loaded.tokenizer, prompt), None
     for step in read_prompt(decoder, prompt, cancelled):
         if isinstance(step, PromptProgress):
             yield step

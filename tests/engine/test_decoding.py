@@ -164,6 +164,25 @@ def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> No
             assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
+def test_a_quick_head_knows_the_likeliest_tokens_exactly(tmp_path: Path) -> None:
+    """The tokens that are drawn, with their logits; the others nearly. Only for those who ask."""
+    loaded = load_model(demo_model(), device="cpu")
+    plain, quick = prepare_decoding(loaded), prepare_decoding(loaded, quick_head=True)
+    assert quick.decoding == "our own decoder, the output head in 4 bits first"
+    exact, nearly = open_decoder(plain), open_decoder(quick)
+    for token in TEXT[:40]:
+        expected, found = exact.read([token])[0], nearly.read([token])[0]
+        likeliest = expected.topk(50)
+        torch.testing.assert_close(found[likeliest.indices], likeliest.values, rtol=0, atol=1e-4)
+        assert 0 < (found - expected).norm() < 0.2 * (expected - expected.mean()).norm()
+    assert torch.equal(open_decoder(quick, exact=True).read(TEXT[:1]), open_decoder(plain).read(TEXT[:1]))
+
+
+def test_a_quick_head_where_there_is_none(tmp_path: Path) -> None:
+    narrow = load(tmp_path / "narrow", "LlamaConfig", {"vocab_size": 2040})
+    assert "16 outputs can be read" in prepare_decoding(narrow, quick_head=True).decoding
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_both_decoders_write_the_same_text(backend: str, tmp_path: Path) -> None:
     folder = write_awq_folder(demo_model(), tmp_path / "awq", group_size=64)

@@ -29,7 +29,8 @@ def chat(args: argparse.Namespace) -> int:
     prompt = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_prompt()
-    loaded = prepare_decoding(load_model(resolve_model(args.model).path, backend=args.backend, device=args.device))
+    loaded = load_model(resolve_model(args.model).path, backend=args.backend, device=args.device)
+    loaded = prepare_decoding(loaded, quick_head=args.quick_head)
     note(introduce(loaded))
     for sentence in loaded.notes:
         note(one_line(sentence))
