@@ -4,8 +4,8 @@ The app (or any program) starts it with pipes and speaks JSON, one object a line
 parent: the end of its standard input ends it at once. Only protocol lines ever reach its standard output; whatever
 libraries print goes to standard error, which the parent should send to a file.
 
-MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D` and `--quick-head`. First the worker
-loads it and says `ready`; requests may come before that.
+MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D` and `--quick-head`. First the
+worker loads it and says `ready`; requests may come before that.
 
 Worker to parent:
 
