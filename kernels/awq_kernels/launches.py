@@ -151,6 +151,6 @@ class Launches:
     def pick(self, tiles: PlaneTiles, n_tokens: int, dtype: torch.dtype) -> Launch:
         device = device_of(tiles.words.device)
         block = token_block(n_tokens, device)
-        if found := self.measured.get(shape_key(tiles, block, dtype)):
+        if self.measured and (found := self.measured.get(shape_key(tiles, block, dtype))):
             return found
         return shipped(tiles.bits, tiles.out_features, tiles.in_tiles, block, device)

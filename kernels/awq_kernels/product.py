@@ -31,7 +31,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from awq_kernels.dequantize import dequantize_rows
+from awq_kernels import dequantize
 from awq_kernels.launches import Launch, Launches, device_of
 from awq_kernels.plane import INTERPRETED, field, level, tile_constants
 from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
@@ -267,10 +267,10 @@ def _dequantized(x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None) 
     bias = None if bias is None else bias.to(x.dtype)
     out_tiles, step = tiles.words.shape[0], max(1, CHUNK_WEIGHTS // (TILE_OUT * tiles.in_features))
     if step >= out_tiles:
-        return F.linear(x, dequantize_rows(tiles, x.dtype, 0, out_tiles), bias)
+        return F.linear(x, dequantize.dequantize_rows(tiles, x.dtype, 0, out_tiles), bias)
     y = torch.empty(x.shape[0], tiles.out_features, dtype=x.dtype, device=x.device)
     for first in range(0, out_tiles, step):
-        w = dequantize_rows(tiles, x.dtype, first, min(first + step, out_tiles))
+        w = dequantize.dequantize_rows(tiles, x.dtype, first, min(first + step, out_tiles))
         rows = slice(first * TILE_OUT, first * TILE_OUT + w.shape[0])
         y[:, rows] = F.linear(x, w, None if bias is None else bias[rows])
     return y
