@@ -25,6 +25,7 @@ from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.skeleton import load_config, missing_tensor
+from awq_engine.stacked_experts import stack_experts
 from awq_engine.tuned import measured_launches
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, choose, prepare
@@ -199,6 +200,8 @@ def _load_quantized(
 ) -> LoadedModel:
     placed = place_quantized(checkpoint, quantization, device, dtype, make)
     model = placed.model
+    if status.name == "triton":
+        stack_experts(model)
     if checkpoint.path.joinpath("generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
     return LoadedModel(

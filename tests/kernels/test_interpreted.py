@@ -23,7 +23,11 @@ needed = pytest.mark.skipif(
 
 def interpret(marks: str, at_least: int) -> None:
     """Runs the kernels' tests that have `marks`."""
-    files = [str(HERE / "test_product.py"), str(HERE / "test_experts.py")]
+    files = [
+        str(HERE / "test_product.py"),
+        str(HERE / "test_experts.py"),
+        str(HERE.parent / "engine/test_stacked_experts.py"),
+    ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", *files]
     run = subprocess.run(
         [*command, "-m", marks],
