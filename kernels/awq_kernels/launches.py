@@ -15,8 +15,6 @@ import torch
 
 from awq_kernels.tiles import PlaneTiles
 
-TOKEN_BLOCKS = (8, 16, 32, 64)
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -43,11 +41,6 @@ class Device:
     """Multiprocessors, compute units or (Intel) groups of execution units."""
     assembly: str | None
     """Whose assembly it takes: `nvidia`, `amd` or None."""
-
-    @property
-    def fewest_tokens(self) -> int:
-        """The smallest block its tensor cores take."""
-        return 8 if self.assembly == "nvidia" else 16
 
 
 Widths = tuple[Launch, Launch, Launch]
@@ -92,11 +85,11 @@ TABLE: dict[str, dict[int, Widths]] = {
     },
     "gfx11": {
         16: _sliced(16, (16, 4, 2), (16, 4, 2), (16, 4, 2)),
-        32: _whole(32, 64, 4, 2),
-        64: _whole(64, 64, 4, 2),
+        32: _whole(32, 32, 4, 2),
     },
 }
-"""Device families to blocks of tokens to launches; consumer parts share `sm_86` (100 KB of shared memory)."""
+"""Device families to blocks of tokens to launches. A family's smallest block is what its tensor cores take, its largest
+what its registers hold. NVIDIA's consumer parts share `sm_86` (100 KB of shared memory), AMD's `gfx11`."""
 
 
 @functools.cache
@@ -121,8 +114,9 @@ def family_of(capability: int) -> str:
 
 
 def token_block(n_tokens: int, device: Device) -> int:
-    """The smallest block of tokens that holds `n_tokens`, at most the largest."""
-    return next((block for block in TOKEN_BLOCKS if block >= max(n_tokens, device.fewest_tokens)), TOKEN_BLOCKS[-1])
+    """The smallest block of the device's family that holds `n_tokens`, at most the largest."""
+    blocks = sorted(TABLE[device.family])
+    return next((block for block in blocks if block >= n_tokens), blocks[-1])
 
 
 def shipped(bits: int, out_features: int, in_tiles: int, block: int, device: Device) -> Launch:

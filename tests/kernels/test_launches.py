@@ -8,7 +8,6 @@ from truth import random_weight
 
 from awq_kernels.launches import (
     TABLE,
-    TOKEN_BLOCKS,
     Device,
     Launch,
     Launches,
@@ -25,7 +24,7 @@ NVIDIA, AMD = Device("sm_90", 132, "nvidia"), Device("gfx9", 304, "amd")
 
 @pytest.mark.parametrize("family", TABLE)
 def test_the_table_has_every_block_and_only_powers_of_two(family: str) -> None:
-    assert set(TABLE[family]) >= set(TOKEN_BLOCKS[1:])
+    assert {16, 32} <= set(TABLE[family]) <= {8, 16, 32, 64}
     for block, widths in TABLE[family].items():
         for launch in widths:
             assert launch.tokens == block
@@ -37,7 +36,8 @@ def test_the_table_has_every_block_and_only_powers_of_two(family: str) -> None:
 
 def test_blocks_hold_the_tokens_and_suit_the_tensor_cores() -> None:
     assert [token_block(n, NVIDIA) for n in (1, 8, 9, 16, 17, 33, 64)] == [8, 8, 16, 16, 32, 64, 64]
-    assert [token_block(n, AMD) for n in (1, 8, 17)] == [16, 16, 32]
+    assert [token_block(n, AMD) for n in (1, 8, 17, 64)] == [16, 16, 32, 64]
+    assert [token_block(n, Device("gfx11", 96, "amd")) for n in (1, 17, 64)] == [16, 32, 32]
 
 
 @pytest.mark.parametrize(
