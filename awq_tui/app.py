@@ -30,6 +30,7 @@ from textual.notifications import SeverityLevel
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
 from awq_engine.crash import write_crash_report
@@ -115,6 +116,8 @@ class AwqApp(App[None]):
         Binding("escape", "back", "Back", id="app.back", show=False, tooltip="To the screen you came from."),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="app.help",
                 tooltip="What this screen is for, and its keys."),
+        Binding("ctrl+o", "jump", "Jump", id="app.jump", show=False, priority=True,
+                tooltip="A letter on everything that can be reached; press it."),
         Binding("ctrl+t", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Switch light and dark."),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", show=False, priority=True,
                 tooltip="Quit; runs go on without the app."),
@@ -139,6 +142,7 @@ class AwqApp(App[None]):
         self._engines: list[subprocess.Popen[bytes]] = []
         self._origins: dict[str, str] = {}
         self._last_interrupt = float("-inf")
+        self._saving = asyncio.Lock()
         self.crash_report: Path | None = None
         for theme in THEMES:
             self.register_theme(theme)
@@ -153,6 +157,8 @@ class AwqApp(App[None]):
         self.theme_changed_signal.subscribe(self, self._remember_theme)
         self.run_worker(self._follow_runs, group="runs", exit_on_error=False)
         self.run_worker(self._follow_machine, group="machine", exit_on_error=False)
+        if self._run_id is None and self.settings.section in SECTIONS:
+            self.switch_mode(self.settings.section)
         if self._run_id is not None:
             try:
                 self.open_run(find_run(self._run_id))
@@ -209,10 +215,14 @@ class AwqApp(App[None]):
     def update_settings(self, **changes: object) -> None:
         """Change the settings and store them; a full or read-only disk costs only the memory of them."""
         self.settings = dataclasses.replace(self.settings, **changes)  # pyright: ignore[reportArgumentType]
-        try:
-            save_settings(self.settings)
-        except OSError as error:
-            self.notify(f"The settings could not be saved: {error.strerror}.", severity="warning")
+        self.run_worker(self._save_settings, group="settings", exit_on_error=False)
+
+    async def _save_settings(self) -> None:
+        async with self._saving:
+            try:
+                await in_thread(save_settings, self.settings)
+            except OSError as error:
+                self.notify(f"The settings could not be saved: {error.strerror}.", severity="warning")
 
     def notify(
         self,
@@ -248,6 +258,7 @@ class AwqApp(App[None]):
 
     def action_section(self, section: str) -> None:
         """Go to a section as it was left; a second press goes to its first screen."""
+        self.update_settings(section=section)
         self._origins.pop(section, None)
         if self.current_mode == section:
             self.run_worker(self._pop_to_base, group="navigation", exit_on_error=False)
@@ -280,6 +291,20 @@ class AwqApp(App[None]):
 
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.screen))
+
+    def action_jump(self) -> None:
+        from awq_tui.screens.jump import JumpScreen, jump_targets
+
+        if not self.screen.is_modal:
+            self.push_screen(JumpScreen(jump_targets(self.screen)), self._jump)
+
+    def _jump(self, target: Widget | None) -> None:
+        from awq_tui.widgets.top_bar import SectionTab
+
+        if isinstance(target, SectionTab):
+            self.action_section(target.section)
+        elif target is not None:
+            target.focus()
 
     def action_toggle_dark(self) -> None:
         dark, light = ("ansi-dark", "ansi-light") if self.current_theme.ansi else ("awq-dark", "awq-light")

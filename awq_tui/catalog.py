@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.resources
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -35,6 +36,11 @@ HUB_FIELDS = ["safetensors", "gated", "downloads", "config", "tags", "pipeline_t
 HUB_QUANTIZED_TAGS = ("awq", "gptq", "gguf", "bitsandbytes", "compressed-tensors", "exl2", "mlx")
 PACKED_DTYPES = {"I32", "U8", "I8"}
 SHORT_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F64": "fp64"}
+_LIMIT = re.compile(r"(?P<sign>[<>])(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE)
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_LICENCE = re.compile(r"^license:\s*([\w.+-]+)\s*$", re.MULTILINE)
+CARD_BYTES = 1 << 14
+"""Of a model's card, in which the licence is looked for."""
 
 
 class Where(StrEnum):
@@ -68,6 +74,8 @@ class Entry:
     """The Hub wants a licence accepted first."""
     downloads: int | None = None
     """Last 30 days, Hub only."""
+    licence: str = ""
+    """As the model's card names it."""
     has_report: bool = False
     """awq-tui made it, so there are statistics to inspect."""
     problem: str = ""
@@ -78,9 +86,21 @@ class Entry:
         return f"{self.where}:{self.model}"
 
     def matches(self, query: str) -> bool:
-        """Whether every word of the query is somewhere in what the list shows."""
-        text = f"{self.where} {self.name} {self.arch} {self.quantized} {self.dtype}".lower()
-        return all(word in text for word in query.lower().split())
+        """Whether every word is somewhere in what the list shows; `<8b` and `>500m` are limits of the parameters."""
+        text = f"{self.where} {self.name} {self.arch} {self.quantized} {self.dtype} {self.licence}".lower()
+        limits = [limit for word in query.split() if (limit := _LIMIT.fullmatch(word))]
+        return all(word in text for word in without_limits(query).lower().split()) and all(map(self._within, limits))
+
+    def _within(self, limit: re.Match[str]) -> bool:
+        bound = float(limit["number"]) * _UNITS[limit["unit"].lower()]
+        if self.parameters is None:
+            return False
+        return self.parameters < bound if limit["sign"] == "<" else self.parameters > bound
+
+
+def without_limits(query: str) -> str:
+    """The words of a query that are not limits: what the Hub is asked."""
+    return " ".join(word for word in query.split() if not _LIMIT.fullmatch(word))
 
 
 def demo_entry() -> Entry:
@@ -163,11 +183,23 @@ def describe_folder(path: Path, where: Where, name: str | None = None, model: st
             nbytes=checkpoint.nbytes,
             quantized=_quantization_label(checkpoint.config),
             has_report=(path / REPORT_NAME).is_file(),
+            licence=_licence_of(path),
         )
     except AwqError as error:
         return replace(entry, problem=str(error))
     except OSError as error:
         return replace(entry, problem=f"{path} cannot be read: {error.strerror or error}.")
+
+
+def _licence_of(path: Path) -> str:
+    """What the front matter of the card beside the weights says."""
+    try:
+        with (path / "README.md").open("rb") as file:
+            head = file.read(CARD_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    found = _LICENCE.search(head) if head.startswith("---") else None
+    return found[1] if found else ""
 
 
 def logical_parameters(checkpoint: Checkpoint) -> int:
@@ -303,6 +335,7 @@ def _describe_hub(info: ModelInfo) -> Entry:
         quantized=label,
         gated=bool(info.gated),
         downloads=info.downloads,
+        licence=next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), ""),
     )
 
 

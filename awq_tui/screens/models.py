@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -33,6 +34,16 @@ MIN_QUERY = 2
 """Characters before the Hub is asked."""
 
 
+ORDERS: dict[str, Callable[[Entry], float | str]] = {
+    "as found": lambda entry: 0,
+    "by parameters": lambda entry: -(entry.parameters or 0),
+    "by size": lambda entry: -(entry.nbytes or 0),
+    "by downloads": lambda entry: -(entry.downloads or 0),
+    "by name": lambda entry: entry.name.lower(),
+}
+"""What the list is sorted by; the Hub gives its models by downloads."""
+
+
 class FindInput(PlainInput):
     """Narrows the list while typing."""
 
@@ -49,9 +60,13 @@ class ModelsScreen(SectionScreen):
     AUTO_FOCUS = "#models"
     HELP = """Pick a model: enter goes on to choose how it is quantized.
 The list holds the bundled demo, results of finished runs, model folders in the current directory and in ~/models, the
-Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized, ⊘ wants a licence accepted first."""
+Hugging Face cache, and, once you type a name, the Hub. <8b and >500m limit the parameters. ◆ is already quantized, ⊘
+wants a licence accepted first."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "find", "Find", key_display="/", id="models.find", tooltip="Narrow the list; search the Hub."),
+        Binding(
+            "s", "sort", "Sort", id="models.sort", tooltip="As found, by parameters, by size, by downloads, by name."
+        ),
         Binding("c", "chat", "Chat", id="models.chat", tooltip="Talk to the model as it is."),
         Binding("i", "inspect", "Inspect", id="models.inspect", tooltip="Per-layer statistics of a result."),
         Binding("a", "add", "Type a path", id="models.add", tooltip="Add a folder, or name a model on the Hub."),
@@ -69,6 +84,7 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         self._demo: list[Entry] = []
         self._outputs: tuple[Path, ...] = ()
         self._speed: Speed | None = None
+        self._order = "as found"
 
     def body(self) -> ComposeResult:
         with Horizontal(id="find-bar"):
@@ -124,7 +140,9 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         self._hub, self._hub_problem = [], ""
         self._show_badge("")
         self._refresh()
-        self.run_worker(partial(self._search, event.value.strip()), group="hub", exclusive=True, exit_on_error=False)
+        self.run_worker(
+            partial(self._search, catalog.without_limits(event.value)), group="hub", exclusive=True, exit_on_error=False
+        )
 
     async def _search(self, query: str) -> None:
         if len(query) < MIN_QUERY:
@@ -150,9 +168,11 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         query = self.query_one("#find", Input).value
         local = catalog.merge(self._demo, self._results, self._folders, self._cache)
         shown = [entry for entry in local if entry.matches(query)]
-        self.table.show(catalog.merge(shown, (entry for entry in self._hub if not _is_among(entry, local))))
+        hub = [entry for entry in self._hub if not _is_among(entry, local) and entry.matches(limits_of(query))]
+        self.table.show(sorted(catalog.merge(shown, hub), key=ORDERS[self._order]))
         found = self.table.row_count
-        self.query_one("#list").border_subtitle = "1 model" if found == 1 else f"{found} models"
+        order = "" if self._order == "as found" else f", {self._order}"
+        self.query_one("#list").border_subtitle = f"{found} model{'' if found == 1 else 's'}{order}"
         self._describe()
 
     # the model under the cursor
@@ -202,6 +222,11 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
     def action_find(self) -> None:
         self.query_one("#find", Input).focus()
 
+    def action_sort(self) -> None:
+        names = list(ORDERS)
+        self._order = names[(names.index(self._order) + 1) % len(names)]
+        self._refresh()
+
     def action_list(self) -> None:
         self.table.focus()
 
@@ -232,6 +257,11 @@ Hugging Face cache, and, once you type a name, the Hub. ◆ is already quantized
         self._refresh()
         self.table.select(entries[0].key)
         self.table.focus()
+
+
+def limits_of(query: str) -> str:
+    """The limits in a query: of the Hub's models they are still to be checked, the words are not."""
+    return " ".join(word for word in query.split() if not catalog.without_limits(word))
 
 
 def _is_among(entry: Entry, local: list[Entry]) -> bool:

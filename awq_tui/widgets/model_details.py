@@ -45,6 +45,7 @@ def draw(details: Details, width: int) -> Content:
     """The pane's text for a pane of `width` cells."""
     entry = details.entry
     lines = [Content.styled(one_line(entry.name), "bold"), Content.styled(_origin(entry, width), "dim")]
+    lines += [Content(f"licence {one_line(entry.licence)}")] if entry.licence else []
     lines += [Content(plain(fact)) for fact in details.facts]
     lines += [Content.styled(f"✗ {plain(_shorter(problem, entry))}", "$text-error") for problem in details.problems]
     lines += _marks(entry)

@@ -19,9 +19,10 @@ OpenApp = Callable[..., Terminal]
 
 @pytest.fixture
 def open_app(workplace: Workplace) -> OpenApp:
-    """Start the app in the folder of the model."""
+    """Start the app in the folder of the model, on its first screen."""
 
     def start(size: tuple[int, int] = (120, 40)) -> Terminal:
+        (workplace.home / "settings.json").unlink(missing_ok=True)
         return Terminal([COMMAND], workplace.here, workplace.env, size)
 
     return start

@@ -23,6 +23,7 @@ from awq_tui.machine import Gpu, Machine, Memory, host_memory, parse_gpu
 from awq_tui.screens.choose import ChooseScreen
 from awq_tui.screens.error import ErrorModal
 from awq_tui.screens.help import HelpScreen
+from awq_tui.screens.jump import JumpScreen
 from awq_tui.screens.models import ModelsScreen
 from awq_tui.screens.run import RunScreen
 from awq_tui.screens.runs import RunsScreen
@@ -173,6 +174,32 @@ async def test_a_theme_is_remembered() -> None:
         await pilot.press("ctrl+t")
         await until(pilot, lambda: load_settings().theme == "awq-light")
     assert AwqApp().theme == "awq-light"
+
+
+async def test_the_section_is_remembered() -> None:
+    app = AwqApp()
+    async with app.run_test(notifications=True) as pilot:
+        await pilot.press("2")
+        await until(pilot, lambda: load_settings().section == "runs")
+    app = AwqApp()
+    async with app.run_test(notifications=True) as pilot:
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+
+async def test_jump_mode_puts_a_letter_on_every_place() -> None:
+    app = AwqApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "demo stories" in screen_text(pilot))
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, JumpScreen))
+        names = [getattr(widget, "section", widget.id) for widget in app.screen._targets.values()]
+        assert names == ["models", "runs", "inspect", "chat", "compare", "find", "models"]
+        await pilot.press("h")
+        await until(pilot, lambda: app.screen.query_one("#find").has_focus)
+        await pilot.press("ctrl+o", "s")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        await pilot.press("ctrl+o", "escape")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
 
 @pytest.mark.parametrize("theme", ["awq-dark", "awq-light", "awq-contrast", "ansi-dark", "ansi-light"])

@@ -240,3 +240,18 @@ def test_weights_alone_are_listed_as_unusable(tmp_path: Path) -> None:
     (tmp_path / "m" / "model.safetensors").write_bytes(safetensors(llama_shapes()))
     (entry,) = catalog.folder_entries([tmp_path])
     assert "config.json" in entry.problem
+
+
+def test_limits_of_the_parameters_and_the_licence_narrow_the_list() -> None:
+    entry = Entry(Where.HUB, "org/Big", "org/Big", parameters=7_600_000_000, licence="apache-2.0")
+    assert all(entry.matches(query) for query in ("<8b", ">500m big", "<7.7B >7.5B", "apache"))
+    assert not any(entry.matches(query) for query in (">8b", "<500m", "big >9b", "mit"))
+    assert not Entry(Where.HUB, "x", "x").matches("<8b")
+    assert catalog.without_limits("qwen <8b 2.5 >1b") == "qwen 2.5"
+
+
+def test_the_licence_of_a_folder_is_in_its_card(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    assert catalog.describe_folder(folder, Where.DISK).licence == ""
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: mit\n")
+    assert catalog.describe_folder(folder, Where.DISK).licence == "apache-2.0"

@@ -190,3 +190,16 @@ def test_paths_are_completed_to_the_first_folder_that_fits(tmp_path: Path) -> No
     assert complete_folder(f"{tmp_path}/.s") == f"{tmp_path}/.secret/"
     assert complete_folder(f"{tmp_path}/zz") is None
     assert complete_folder(f"{tmp_path}/none/") is None
+
+
+async def test_the_list_is_sorted_and_limited_by_parameters() -> None:
+    model_folder(Path("aaa"))
+    async with models((80, 24)) as pilot:
+        await until(pilot, lambda: "aaa" in names(pilot))
+        await pilot.press("s")
+        await until(pilot, lambda: "2 models, by parameters" in screen_text(pilot))
+        assert names(pilot) == ["demo stories (bundled)", "aaa"]
+        await pilot.press("s", "s", "s")
+        await until(pilot, lambda: "by name" in screen_text(pilot) and names(pilot)[0] == "aaa")
+        await pilot.press("slash", *"<1m")
+        await until(pilot, lambda: names(pilot) == ["aaa"])
