@@ -157,7 +157,7 @@ class AwqApp(App[None]):
         self.theme_changed_signal.subscribe(self, self._remember_theme)
         self.run_worker(self._follow_runs, group="runs", exit_on_error=False)
         self.run_worker(self._follow_machine, group="machine", exit_on_error=False)
-        if self._run_id is None and self.settings.section in SECTIONS:
+        if self._run_id is None and self.settings.section in SECTIONS[1:]:
             self.switch_mode(self.settings.section)
         if self._run_id is not None:
             try:

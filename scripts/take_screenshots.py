@@ -15,18 +15,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from textual.pilot import Pilot
 
 from awq_engine import demo
+from awq_engine.config import Preset, RunConfig
+from awq_engine.runs import create_run, spawn_engine
 from awq_tui.app import AwqApp
 from awq_tui.chat_client import Sampling
 from awq_tui.screens.chat import ChatScreen
 from awq_tui.screens.configure import ConfigureScreen
+from awq_tui.screens.evaluate import EvaluateModal
 from awq_tui.screens.inspect import InspectScreen
 from awq_tui.screens.models import ModelsScreen
-from awq_tui.screens.sampling import ChatSettings
+from awq_tui.screens.pick import PickModal
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SIZE = (120, 36)
@@ -61,6 +65,7 @@ async def take_all(folder: Path) -> None:
         await watch(pilot, folder)
         await inspect(pilot, folder)
         await chat(pilot, folder)
+        await compare(pilot, folder)
         await look_back(pilot, folder)
 
 
@@ -96,10 +101,30 @@ async def chat(pilot: Pilot[None], folder: Path) -> None:
     await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen) and pilot.app.screen.ready, "the chat model")
     screen = pilot.app.screen
     assert isinstance(screen, ChatScreen)
-    screen.settings = ChatSettings(sampling=Sampling(seed=SEED))
+    screen.chat = replace(screen.chat, sampling=Sampling(seed=SEED))
+    await pilot.press("f7")
+    await until(pilot, lambda: isinstance(pilot.app.screen, PickModal), "the other models")
+    await pilot.press("enter")
+    await until(pilot, lambda: len(screen.sides) == 2 and screen.sides[1].ready, "the original")
     await pilot.press(*("space" if letter == " " else letter for letter in QUESTION), "enter")
-    await until(pilot, lambda: "tok/s" in text(pilot), "the reply")
+    await until(pilot, lambda: "KL " in text(pilot), "both replies, compared")
     await take(pilot, folder / "chat.svg")
+
+
+async def compare(pilot: Pilot[None], folder: Path) -> None:
+    """Two more runs, and all three measured; takes as long as the rest together."""
+    for preset in (Preset.FAST, Preset.BEST):
+        config = RunConfig(str(Path.cwd() / MODEL), str(Path.cwd() / f"{MODEL}-{preset}"), preset=preset, samples=32)
+        await asyncio.to_thread(lambda config=config: spawn_engine(create_run(config)).wait())
+    while pilot.app.current_mode != "compare":
+        await pilot.press("f6")
+        await pilot.pause(0.2)
+    await until(pilot, lambda: "3 finished runs" in text(pilot), "three runs")
+    await pilot.press("E")
+    await until(pilot, lambda: isinstance(pilot.app.screen, EvaluateModal), "the question what to measure with")
+    await pilot.press("enter")
+    await until(pilot, lambda: "3 measured" in text(pilot), "three measurements")
+    await take(pilot, folder / "compare.svg")
 
 
 async def look_back(pilot: Pilot[None], folder: Path) -> None:

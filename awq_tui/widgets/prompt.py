@@ -45,10 +45,11 @@ class Prompt(TextArea):
         """Run our bindings here, in the order of typing.
 
         A priority binding would overtake characters that still wait in this widget's queue, and send half of what was
-        typed or pasted quickly; an ordinary one would never be reached, since a text area keeps enter for itself.
+        typed or pasted quickly. An ordinary one is run by the screen, after characters that were typed later: while
+        the app is busy, backspace would take away the wrong one.
         """
         active = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if active is not None and active.node is self and active.binding.action in ("send", "new_line"):
+        if active is not None and active.node is self:
             event.stop()
             event.prevent_default()
             await self.run_action(active.binding.action)

@@ -95,6 +95,14 @@ async def test_enter_does_not_overtake_what_was_typed_before_it() -> None:
         assert screen.query_one(Prompt).text == ""
 
 
+async def test_backspace_takes_away_what_was_typed_before_it() -> None:
+    screen = chat_of()
+    async with staged(screen) as pilot:
+        for key in ("a", "b", "backspace", "c", "left", "d"):
+            pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: screen.query_one(Prompt).text == "adc")
+
+
 async def test_an_empty_prompt_sends_nothing() -> None:
     screen = chat_of()
     async with staged(screen) as pilot:
