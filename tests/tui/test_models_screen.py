@@ -158,7 +158,7 @@ async def test_a_typed_path_is_added_remembered_and_selected(tmp_path: Path) -> 
         (tmp_path / "broken" / "config.json").write_text("{")
         pilot.app.screen.query_one(Input).value = str(tmp_path / "broken")
         await pilot.press("enter")
-        await until(pilot, lambda: "not valid JSON" in screen_text(pilot))
+        await until(pilot, lambda: "valid JSON" in screen_text(pilot))
         pilot.app.screen.query_one(Input).value = str(tmp_path / "far")
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(pilot.app.screen, ModelsScreen))
