@@ -22,7 +22,7 @@ from awq_engine.originals import Originals
 from awq_engine.quantize import row_slices
 from awq_engine.statistics import Accumulator, InputStatistics, Tap, weigh
 
-RIDGE = 0.01
+RIDGE = 0.1
 
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
