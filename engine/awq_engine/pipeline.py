@@ -113,7 +113,8 @@ def _quantize_in_batches(
     emit: EventSink,
 ) -> BlockInputs:  # fmt: skip
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
-    inputs = capture_inputs(skeleton, ids.split(batch_size), progress, hidden_store(run, plan.forecast, emit))
+    store = hidden_store(plan.config, run.path, plan.forecast, lambda message: emit(e.Warned(message)))
+    inputs = capture_inputs(skeleton, ids.split(batch_size), progress, store)
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
     streams = Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))

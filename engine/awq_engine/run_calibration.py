@@ -34,7 +34,9 @@ def run_calibration(run: Run, config: RunConfig, checkpoint: Checkpoint) -> Cali
             raise BadInputError(f"{path} is damaged ({error}); start a new run.") from error
     calibration = load_calibration(
         config.calibration, load_tokenizer(checkpoint.path), config.samples, config.seq_len, config.answer_only,
-        lambda samples: write_windows(checkpoint.path, config.device, samples, config.seq_len, config.seed),
+        lambda samples: write_windows(
+            checkpoint.path, config.device, samples, config.seq_len, config.seed, config.max_memory
+        ),
     )  # fmt: skip
     tensors = {"ids": calibration.ids} | ({} if calibration.weights is None else {"weights": calibration.weights})
     uses = json.dumps([asdict(use) for use in calibration.sources])

@@ -29,14 +29,18 @@ BATCH = 32
 
 
 @torch.inference_mode()
-def write_windows(folder: Path, device: str, samples: int, seq_len: int, seed: int) -> torch.Tensor:
+def write_windows(
+    folder: Path, device: str, samples: int, seq_len: int, seed: int, max_memory: int = 0
+) -> torch.Tensor:
     """Have the model in `folder` write `samples` sequences, int64 [samples, seq_len].
 
+    Args:
+        max_memory: bytes the model may take on the host; 0 for what is free.
     Raises:
         ResourceError: the model does not fit into memory at once.
         UsageError: it has neither a begin-of-text nor an end-of-text token to start from.
     """
-    _check_memory(folder, pick_device(device))
+    _check_memory(folder, pick_device(device), max_memory)
     loaded = load_model(folder, device=device)
     starts = list(islice(cycle(_starts(loaded.tokenizer, seq_len)), samples))
     generator = torch.Generator().manual_seed(seed)
@@ -44,15 +48,15 @@ def write_windows(folder: Path, device: str, samples: int, seq_len: int, seed: i
     return torch.cat([_write_batch(loaded, batch, seq_len, generator) for batch in batches])
 
 
-def _check_memory(folder: Path, device: torch.device) -> None:
+def _check_memory(folder: Path, device: torch.device, max_memory: int) -> None:
     checkpoint = read_checkpoint(folder)
     if device.type == "cpu":
-        needed, free = 4 * checkpoint.parameters, host_memory()[1]  # it is loaded in float32 there
+        needed, free = 4 * checkpoint.parameters, max_memory or host_memory()[1]  # it is loaded in float32 there
     else:
         needed, free = checkpoint.nbytes, torch.get_device_module(device).mem_get_info(device)[0]
     if free is not None and needed > free:
         raise ResourceError(
-            f"For --calibration self the whole model must be in memory: {size(needed)}, and {size(free)} are free; "
+            f"For --calibration self the whole model must be in memory: {size(needed)}, and {size(free)} may be used; "
             "use --calibration builtin."
         )
 

@@ -30,6 +30,8 @@ from awq_engine.runs import Run, write_atomically
 from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.skeleton import Skeleton
 from awq_engine.spec import QuantSpec, spec_of
+from awq_engine.spill import NewBatches
+from awq_engine.streams import hidden_store
 
 GROUPS = (128, 64, 32)
 """Group sizes to choose from, besides the run's own."""
@@ -67,7 +69,8 @@ def choose_overrides(
     """Overrides for what is not to be as the config says; deterministic. Gradients wait in `folder`."""
     plan = make_plan(replace(config, target_bpw=0.0), skeleton)
     linears, left = tuple(linear for linear in plan.linears if linear != plan.head), plan.left_out
-    losses = _measure(config, skeleton, ids, linears, folder, progress)
+    store = hidden_store(config, folder.parent, plan.forecast, lambda _: None)  # the blocks' own pass says it
+    losses = _measure(linears, skeleton, _sensitivity(config, skeleton, ids, folder, progress, store), config, progress)
     by_key = {linear.key: linear for linear in linears}
     ruled = {
         site(key) for key in (*by_key, *(name for name, _ in plan.skipped)) if deciding_override(config.overrides, key)
@@ -105,8 +108,8 @@ def _uniform(config: RunConfig) -> QuantSpec:
 
 
 def _measure(
-    config: RunConfig, skeleton: Skeleton, ids: torch.Tensor, linears: tuple[LinearPlan, ...],
-    folder: Path, progress: Callable[[int, int], None],
+    linears: tuple[LinearPlan, ...], skeleton: Skeleton, sensitivity: Sensitivity, config: RunConfig,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Costs]:  # fmt: skip
     """The losses of every linear by its name in the checkpoint."""
     names: list[list[str]] = [[] for _ in skeleton.blocks]
@@ -118,7 +121,6 @@ def _measure(
         tried = [spec for spec in candidates(config) if spec and n_in % spec.group_of(n_in) == 0]
         return [spec for spec in tried if not misfit(config.format, spec.bits, n_out, n_in)]
 
-    sensitivity = _sensitivity(config, skeleton, ids, folder, progress)
     costs: dict[str, Costs] = {}
     for index, present in enumerate(names):
         with skeleton.loaded_block(index) as block:
@@ -129,10 +131,11 @@ def _measure(
 
 
 def _sensitivity(
-    config: RunConfig, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Callable[[int, int], None]
-) -> Sensitivity:
+    config: RunConfig, skeleton: Skeleton, ids: torch.Tensor, folder: Path, progress: Callable[[int, int], None],
+    store: NewBatches,
+) -> Sensitivity:  # fmt: skip
     try:
-        return measure_sensitivity(skeleton, ids, folder, config.seed, progress)
+        return measure_sensitivity(skeleton, ids, folder, config.seed, progress, store)
     except NoGradientsError as error:
         raise BadInputError(
             f"Gradients cannot be carried through this model ({error}), so what rounding costs cannot be "

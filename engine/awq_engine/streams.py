@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from awq_engine import events as e
 from awq_engine.capture import BlockInputs
+from awq_engine.config import RunConfig
 from awq_engine.disk import check_disk
 from awq_engine.estimate import Estimate
 from awq_engine.format import size
-from awq_engine.journal import EventSink
 from awq_engine.memory import available_bytes
 from awq_engine.plan import Plan
 from awq_engine.recipe import Recipe
@@ -79,13 +79,13 @@ class Streams:
             self.advance(block, index, outputs)
 
 
-def hidden_store(run: Run, forecast: Estimate, emit: EventSink) -> NewBatches:
-    """Memory, or a file in the run directory where memory is too small; the numbers are the same."""
-    limit = run.config().max_memory or available_bytes()
+def hidden_store(config: RunConfig, folder: Path, forecast: Estimate, warn: Callable[[str], None]) -> NewBatches:
+    """Memory, or a file in `folder` where memory is too small; the numbers are the same."""
+    limit = config.max_memory or available_bytes()
     needed = forecast.peak_host_bytes + (forecast.hidden_bytes if forecast.spills else 0)
     if needed <= limit:
         return list
-    check_disk(run.path, forecast.hidden_bytes, "hidden states that do not fit into memory")
+    check_disk(folder, forecast.hidden_bytes, "hidden states that do not fit into memory")
     why = f"the run takes about {size(needed)}, and may take {size(limit)}"
-    emit(e.Warned(f"hidden states ({size(forecast.hidden_bytes)}) are kept on disk: {why} of memory"))
-    return lambda: SpilledBatches(run.path)
+    warn(f"hidden states ({size(forecast.hidden_bytes)}) are kept on disk: {why} of memory")
+    return lambda: SpilledBatches(folder)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from awq_engine import streams
 from awq_engine.allocation import Option, allocate
 from awq_engine.capture import capture_inputs, finish_forward
 from awq_engine.checkpoint import read_checkpoint
@@ -30,6 +31,7 @@ from awq_engine.sensitivity import measure_sensitivity
 from awq_engine.size_target import choose_overrides
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.spec import QuantSpec, spec_of
+from awq_engine.spill import SpilledBatches
 from awq_engine.state import replay
 from tests.engine.tiny_model import write_tiny_model
 
@@ -153,6 +155,25 @@ def test_the_choice_meets_the_size_and_treats_sites_alike(
     assert bits <= 12
     assert bool(warnings) == (bits < 0.99 * 12)
     assert choose_overrides(config, skeleton, ids, tmp_path / "gradients", lambda *_: None, warnings.append) == chosen
+
+
+def test_the_choice_keeps_hidden_states_and_gradients_out_of_short_memory(
+    model: Path, skeleton: Skeleton, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stores: list[SpilledBatches] = []
+
+    def spilled(folder: Path) -> SpilledBatches:
+        stores.append(SpilledBatches(folder))
+        return stores[-1]
+
+    monkeypatch.setattr(streams, "SpilledBatches", spilled)
+    config = config_of(model, tmp_path, target_bpw=12.0)
+    quiet = (lambda *_: None, lambda _: None)
+    chosen = choose_overrides(config, skeleton, ids, tmp_path / "free", *quiet)
+    assert not stores
+
+    assert choose_overrides(replace(config, max_memory=1), skeleton, ids, tmp_path / "short", *quiet) == chosen
+    assert sum(map(len, stores)) >= 2 * len(ids)
 
 
 def test_overrides_that_make_a_model_quantizable_are_kept(

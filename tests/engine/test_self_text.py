@@ -50,8 +50,10 @@ def test_text_is_likely_under_the_model(written: torch.Tensor) -> None:
 
 def test_model_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_text, "host_memory", lambda: (10**7, 10**6))
-    with pytest.raises(ResourceError, match=r"whole model must be in memory: 14\.\d MB, and 1\.0 MB are free"):
+    with pytest.raises(ResourceError, match=r"whole model must be in memory: 14\.\d MB, and 1\.0 MB may be used"):
         write_windows(demo_model(), "cpu", 1, 8, 0)
+    with pytest.raises(ResourceError, match=r"and 2\.0 MB may be used"):
+        write_windows(demo_model(), "cpu", 1, 8, 0, max_memory=2 * 10**6)
 
 
 def test_tokenizer_without_a_first_token_is_refused() -> None:
