@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightTransform, convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
 
 from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint, TensorInfo
@@ -233,6 +234,7 @@ class Skeleton:
             slices = self._slices(stack, keys)
             for key in [key for key in keys if key in self.rebuilt_by_key]:
                 self._fill_rebuilt(key, slices.pop(key))
+            transformers_logging.disable_progress_bar()
             try:
                 convert_and_load_state_dict_in_model(self.model, slices, load)
             except RuntimeError as error:

@@ -43,12 +43,10 @@ def _work(run: Run, emit: EventSink) -> int:
     config = run.config()
     emit(e.RunStarted(run.id, config.to_json(), versions(), os.getpid(), socket.gethostname(), config.device, resumed))
     import torch
-    from transformers.utils import logging
 
     from awq_engine.fingerprint import stored_threads
     from awq_engine.pipeline import execute
 
-    logging.disable_progress_bar()
     if threads := config.threads or stored_threads(run):
         torch.set_num_threads(threads)
     execute(run, emit)
