@@ -34,6 +34,7 @@ _SIGNS = {
     "d": "Δ",
     '"': "“”",
     "'": "‘’",
+    "~": "±",
     " ": "\u00a0",
 }
 _TABLE = {ord(sign): ascii_sign for ascii_sign, signs in _SIGNS.items() for sign in signs}

@@ -11,7 +11,7 @@ import pytest
 from awq_engine.events import RunStarted
 from awq_engine.runs import Run, RunStatus
 from tests.e2e.conftest import COMMAND, Workplace
-from tests.e2e.terminal import DOWN, ENTER, ESCAPE, F9, LEFT, RIGHT, Terminal, ctrl
+from tests.e2e.terminal import DOWN, ENTER, ESCAPE, F2, F9, LEFT, RIGHT, TAB, Terminal, ctrl
 
 LABELS = ("Samples", "Tokens each", "Output")
 OpenApp = Callable[..., Terminal]
@@ -113,6 +113,12 @@ def chat(app: Terminal) -> None:
     """From the inspection to a conversation: a reply streams and is stopped."""
     app.send("c")
     app.wait_for("context 4096 · ")
+    app.send(F2)
+    app.wait_for_cursor("System prompt")
+    app.send(*[TAB] * 6)
+    app.wait_for_cursor("max tokens")
+    app.send(*"5000", F2)  # long enough to be stopped
+    app.wait_until(lambda: "of one reply" not in app.screen(), "the conversation again")
     app.send(*"Hello", ENTER)
     app.wait_for("▌ Hello")
     app.wait_until(lambda: len(reply(app, "Hello")) > 40, "some text of the reply")

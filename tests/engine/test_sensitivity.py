@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.error_feedback import round_with_feedback_
+from awq_engine.error_feedback import DAMPING, round_with_feedback_
 from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_grid
 from awq_engine.sensitivity import Sensitivity, measure_sensitivity
 from awq_engine.skeleton import build_skeleton
@@ -94,7 +94,7 @@ def recursion(
         return order, upper / upper.diagonal()[:, None]
 
     rows, a = factor(outputs, OUTPUT_DAMPING)
-    columns, b = factor(inputs, 0.01)
+    columns, b = factor(inputs, DAMPING)
     w = weight[rows][:, columns]
     error, miss, result = torch.zeros_like(w), torch.zeros_like(w), torch.empty_like(w)
     for i in reversed(range(len(rows))):
