@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from awq_engine import format as fmt
 from awq_engine.report import LayerRow, RoleSummary, layer_rows, read_report, rows_of_report, summarize_roles
@@ -86,9 +87,7 @@ def _width(row: LayerRow) -> str | None:
     return f"{row.bits} {'row' if row.group_size == -1 else f'g{row.group_size}'}"
 
 
-PAIR_COLUMNS: tuple[Column[LayerPair], ...] = (
-    Column("block", "block", lambda pair: pair.block),
-    Column("layer", "layer", lambda pair: pair.name, one_line, left=True),
+_FIGURES: tuple[Column[Any], ...] = (
     Column("change", "B/A", lambda pair: pair.change, fmt.times),
     Column("loss_final_a", "final A", lambda pair: pair.first.loss_final, fmt.loss),
     Column("loss_final_b", "final B", lambda pair: pair.second.loss_final, fmt.loss),
@@ -98,19 +97,17 @@ PAIR_COLUMNS: tuple[Column[LayerPair], ...] = (
     Column("alpha_b", "α B", lambda pair: pair.second.alpha, fmt.number),
     Column("max_over_mean_a", "max/mean A", lambda pair: pair.first.max_over_mean, fmt.times),
     Column("max_over_mean_b", "max/mean B", lambda pair: pair.second.max_over_mean, fmt.times),
+)
+"""Of pairs of either kind."""
+PAIR_COLUMNS: tuple[Column[LayerPair], ...] = (
+    Column("block", "block", lambda pair: pair.block),
+    Column("layer", "layer", lambda pair: pair.name, one_line, left=True),
+    *_FIGURES,
     Column("bits_a", "bits A", lambda pair: _width(pair.first)),
     Column("bits_b", "bits B", lambda pair: _width(pair.second)),
 )
 ROLE_PAIR_COLUMNS: tuple[Column[RolePair], ...] = (
     Column("type", "type", lambda pair: pair.role, one_line, left=True),
     Column("layers", "layers", lambda pair: pair.first.layers),
-    Column("change", "B/A", lambda pair: pair.change, fmt.times),
-    Column("loss_final_a", "final A", lambda pair: pair.first.loss_final, fmt.loss),
-    Column("loss_final_b", "final B", lambda pair: pair.second.loss_final, fmt.loss),
-    Column("loss_ratio_a", "ratio A", lambda pair: pair.first.loss_ratio, fmt.times),
-    Column("loss_ratio_b", "ratio B", lambda pair: pair.second.loss_ratio, fmt.times),
-    Column("alpha_a", "α A", lambda pair: pair.first.alpha, fmt.number),
-    Column("alpha_b", "α B", lambda pair: pair.second.alpha, fmt.number),
-    Column("max_over_mean_a", "max/mean A", lambda pair: pair.first.max_over_mean, fmt.times),
-    Column("max_over_mean_b", "max/mean B", lambda pair: pair.second.max_over_mean, fmt.times),
+    *_FIGURES,
 )
