@@ -48,6 +48,8 @@ class Ready:
     reason: str
     """Why this backend."""
     device: str
+    decoding: str
+    """Whether it runs on our own decoder, and why not; empty where the worker does not say."""
     context_length: int | None
     bits_per_weight: float
     has_chat_template: bool
@@ -237,7 +239,8 @@ def parse_reply(line: bytes) -> Reply | None:
 
 def _read_ready(data: dict[str, Any]) -> Ready:
     return Ready(
-        str(data["model"]), str(data["backend"]), str(data["reason"]), str(data["device"]), data["context_length"],
+        str(data["model"]), str(data["backend"]), str(data["reason"]), str(data["device"]),
+        str(data.get("decoding", "")), data["context_length"],
         float(data["bits_per_weight"]), bool(data["has_chat_template"]), tuple(map(str, data.get("notes", []))),
     )  # fmt: skip
 

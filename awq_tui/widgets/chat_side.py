@@ -219,7 +219,8 @@ class ChatSide(Vertical):
         self.ready = ready
         chars = glyphs()
         bits, context = f"{ready.bits_per_weight:.1f} bits", f"context {ready.context_length or 'unknown'}"
-        self._show_head(f" {chars.dot} ".join([bits, context, one_line(f"{ready.backend}: {ready.reason}")]))
+        ways = [one_line(f"{ready.backend}: {ready.reason}"), *([one_line(ready.decoding)] if ready.decoding else [])]
+        self._show_head(f" {chars.dot} ".join([bits, context, *ways]))
         for text in ([] if ready.has_chat_template else [NO_TEMPLATE]) + [plain(note) for note in ready.notes]:
             self._add(Notice(text))
         if self.busy and self._answer:

@@ -13,9 +13,10 @@ Worker to parent:
     {"type": "ready", "model": str, "path": str, "backend": "triton"|"cpu"|"reference"|"torch", "reason": str,
      "device": str, "dtype": str, "context_length": int|null, "bits_per_weight": float, "quantized": int,
      "decoding": str, "has_chat_template": bool, "notes": [str, ...]}
-    {"type": "prompt", "id": ID, "done": int, "total": int}     tokens of the prompt read, from 0, after each chunk
+    {"type": "prompt", "id": ID, "done": int, "total": int}     tokens of the prompt known, after each chunk; at
+                                                                first those that were read for the request before
     {"type": "text", "id": ID, "text": str}             the next piece, whole characters, at most about 20 a second
-    {"type": "done", "id": ID, "prompt_tokens": int, "new_tokens": int, "tokens_per_second": float,
+    {"type": "done", "id": ID, "prompt_tokens": int, "known_tokens": int, "new_tokens": int, "tokens_per_second": float,
      "seconds_to_first_token": float, "seconds": float, "context_used": int, "context_length": int|null,
      "finish_reason": "stop"|"length"|"context"|"cancelled", "seed": int, "used_template": bool}
     {"type": "scores", "id": ID, "tokens": [SCORE, ...]}        the next tokens of a scored answer, in order

@@ -8,8 +8,11 @@ end of its context, give the logits in our decoder that they give in transformer
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +22,7 @@ from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
 from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.quick_head import QuickHead
+from awq_engine.reading import Decoder, Reader
 from awq_engine.runtime import FLOAT_BACKEND, LoadedModel
 
 CHECKED = 12
@@ -32,26 +36,22 @@ A part that is missing or misread changes logits by about their own size; where 
 """
 
 
-class Decoder(Protocol):
-    """Holds one sequence; opened anew for each, which may end the one before."""
+@contextmanager
+def lent_reader(loaded: LoadedModel) -> Iterator[Reader]:
+    """What the model has read so far, for one request; one that comes while it is lent begins with nothing."""
+    reader = loaded.kept.pop() if loaded.kept else Reader(partial(open_decoder, loaded))
+    try:
+        yield reader
+    finally:
+        if reader.sound:
+            loaded.kept[:] = [reader]
 
-    def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
-        """Append `tokens`; float32 [keep, vocabulary] on the CPU: the logits after each of the last `keep` of them."""
-        ...
 
-
-def open_decoder(loaded: LoadedModel, *, exact: bool = False) -> Decoder:
-    """A decoder for a new sequence; with graphs there is one of them, which begins anew.
-
-    Args:
-        exact: all logits are wanted as the model has them, also where a quick head was asked for.
-    """
-    if loaded.graphs is not None:
-        loaded.graphs.restart()
-        return loaded.graphs
+def open_decoder(loaded: LoadedModel) -> Decoder:
+    """A decoder for a new sequence."""
     if loaded.fast is None:
         return TransformersDecoder(loaded)
-    return FastDecoder(replace(loaded.fast, quick_head=None) if exact else loaded.fast)
+    return GraphDecoder(loaded.fast) if loaded.graphs else FastDecoder(loaded.fast)
 
 
 def prepare_decoding(loaded: LoadedModel, *, quick_head: bool = False) -> LoadedModel:
@@ -90,7 +90,7 @@ def _with_graphs(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
         _check(loaded, fast, GraphDecoder)
     except (MisfitError, RuntimeError, ValueError) as error:
         return replace(loaded, decoding=f"{loaded.decoding}, without CUDA graphs: {first_line(error)}")
-    return replace(loaded, graphs=GraphDecoder(fast), decoding=f"{loaded.decoding}, with CUDA graphs")
+    return replace(loaded, graphs=True, decoding=f"{loaded.decoding}, with CUDA graphs")
 
 
 class TransformersDecoder:
@@ -100,14 +100,24 @@ class TransformersDecoder:
         self._model: Any = loaded.model
         self._device = loaded.device
         self._cache = DynamicCache(config=loaded.model.config)
+        self._length = 0
         self._keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
 
     @torch.inference_mode()
-    def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
+    def read(self, tokens: list[int], keep: int = 1, *, exact: bool = True) -> torch.Tensor:  # always exact
+        self._length += len(tokens)
         inputs = torch.tensor([tokens], device=self._device)
         options = {"logits_to_keep": keep} if self._keeps else {}
         logits = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, **options).logits
         return logits[0, -keep:].float().cpu()
+
+    def rewind(self, length: int) -> bool:
+        try:
+            self._cache.crop(length - self._length)
+        except RuntimeError:  # states of recurrent layers, and windows that left tokens behind
+            return False
+        self._length = length
+        return True
 
 
 def _check(loaded: LoadedModel, fast: FastModel, kind: type[FastDecoder] = FastDecoder) -> None:

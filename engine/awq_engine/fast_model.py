@@ -205,7 +205,7 @@ class Step:
 
 
 class FastDecoder:
-    """One sequence read by a `FastModel`; see `decoding.Decoder`."""
+    """One sequence read by a `FastModel`; see `reading.Decoder`."""
 
     def __init__(self, model: FastModel, first_position: int = 0) -> None:
         """`first_position`: of the first token, for checks far behind in the context."""
@@ -220,23 +220,28 @@ class FastDecoder:
         self._cos = self._sin = torch.empty(0)  # [capacity, 1, head_dim]
 
     @torch.inference_mode()
-    def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
+    def read(self, tokens: list[int], keep: int = 1, *, exact: bool = False) -> torch.Tensor:
         n = len(tokens)
         self.reserve(self.length + n)
         step = Step(slice(self.length, self.length + n), self.length + n, self._masks(n))
-        logits = self.run(torch.tensor(tokens, device=self.model.device), step, keep)
+        x = self.run(torch.tensor(tokens, device=self.model.device), step, keep)
         self.length += n
-        return logits.float().cpu()
+        head = self.model.head if exact or self.model.quick_head is None else self.model.quick_head
+        return head(x).float().cpu()
+
+    def rewind(self, length: int) -> bool:
+        self.length = length
+        return True
 
     def run(self, tokens: torch.Tensor, step: Step, keep: int) -> torch.Tensor:
-        """Logits after the last `keep` of `tokens`, int64 [n]; their keys and values go into the cache."""
+        """What the head makes logits of, after the last `keep` of `tokens`, int64 [n]; the cache takes them all."""
         x = self.model.embed(tokens)
         cos, sin = self._cos[step.where], self._sin[step.where]
         for block, cache in zip(self.model.blocks, self._cache, strict=True):
             x = x + _attention(block, cache, block.attention_norm(x), step, cos, sin)
             gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
             x = x + block.down(block.activation(gate) * up)
-        return (self.model.quick_head or self.model.head)(self.model.norm(x[-keep:]))
+        return self.model.norm(x[-keep:])
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""

@@ -1,8 +1,8 @@
 """Text from a loaded model, piece by piece.
 
-The prompt is read in chunks, with word of each, and tokens are made one at a time over a key-value cache; between any
-two of these steps the caller can cancel. A token is often less than a character, so text is held back until the
-characters it belongs to are complete, and as long as it could be the beginning of a stop string.
+What of the prompt the model has not read already (`reading`) is read in chunks, with word of each, and tokens are made
+one at a time; between any two of these steps the caller can cancel. A token is often less than a character, so text is
+held back until the characters it belongs to are complete, and as long as it could be the beginning of a stop string.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 
-from awq_engine.decoding import Decoder, open_decoder
+from awq_engine.decoding import lent_reader
 from awq_engine.errors import BadInputError
 from awq_engine.prompts import Message, encode_prompt, has_chat_template, stop_tokens
+from awq_engine.reading import Reader
 from awq_engine.runtime import LoadedModel
 from awq_engine.sampling import Sampler, Sampling
 from awq_engine.text_stream import Detokenizer, StopStrings
@@ -34,7 +35,7 @@ class PromptProgress:
     """How much of the prompt was read."""
 
     done: int
-    """Tokens, from 0."""
+    """Tokens, from those on that were known from the request before."""
     total: int
 
 
@@ -43,6 +44,8 @@ class GenerationStats:
     """How a generation went; the last thing `generate` yields."""
 
     prompt_tokens: int
+    known_tokens: int
+    """How many of them the model had read for the request before."""
     new_tokens: int
     """Without the token that ended the text; those of a stop string count."""
     tokens_per_second: float
@@ -80,9 +83,10 @@ def generate(
     seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
     text, stops = Detokenizer(loaded.tokenizer, prompt), StopStrings(sampling.stop)
     finish: FinishReason = "length" if sampling.max_tokens <= room else "context"
-    ends, made, first = stop_tokens(loaded, sampling.stop), 0, start
+    ends, made, first, known = stop_tokens(loaded, sampling.stop), 0, start, None
     for token in _tokens(loaded, prompt, min(sampling.max_tokens, room), Sampler(sampling, seed, prompt), cancelled):
         if isinstance(token, PromptProgress):
+            known = token.done if known is None else known
             yield token
             continue
         if token is None or token in ends:
@@ -99,6 +103,7 @@ def generate(
     end = time.perf_counter()
     yield GenerationStats(
         prompt_tokens=len(prompt),
+        known_tokens=known or 0,
         new_tokens=made,
         tokens_per_second=(made - 1) / (end - first) if made > 1 else 0.0,
         seconds_to_first_token=first - start,
@@ -124,20 +129,21 @@ def check_room(loaded: LoadedModel, tokens: int) -> int:
 
 
 def read_prompt(
-    decoder: Decoder, prompt: list[int], cancelled: Callable[[], bool]
+    reader: Reader, prompt: list[int], cancelled: Callable[[], bool]
 ) -> Iterator[PromptProgress | torch.Tensor]:
-    """Read `prompt` in chunks: `PromptProgress` before and after each, then the logits after it.
+    """Read `prompt` in chunks: `PromptProgress` before and after each, then the logits [vocabulary] after it.
 
     Ends without the logits when the caller cancelled.
     """
-    logits = None
-    yield PromptProgress(0, len(prompt))
-    for at in range(0, len(prompt), PREFILL_CHUNK):
+    known, logits = reader.begin(prompt)
+    yield PromptProgress(known, len(prompt))
+    for at in range(known, len(prompt), PREFILL_CHUNK):
         if cancelled():
             return
-        logits = decoder.read(prompt[at : at + PREFILL_CHUNK])[-1]
+        logits = reader.read(prompt[at : at + PREFILL_CHUNK], exact=True)[-1]
         yield PromptProgress(min(at + PREFILL_CHUNK, len(prompt)), len(prompt))
     assert logits is not None
+    reader.mark(logits)
     yield logits
 
 
@@ -145,19 +151,19 @@ def _tokens(
     loaded: LoadedModel, prompt: list[int], limit: int, sampler: Sampler, cancelled: Callable[[], bool]
 ) -> Iterator[PromptProgress | int | None]:
     """Word of the prompt, then at most `limit` new tokens; None at the end when the caller cancelled."""
-    decoder = open_decoder(loaded)
-    logits = None
-    for step in read_prompt(decoder, prompt, cancelled):
-        if isinstance(step, PromptProgress):
-            yield step
-        else:
-            logits = step
-    token = None
-    for _ in range(limit):
-        if token is not None:
-            logits = None if cancelled() else decoder.read([token])[-1]
-        if logits is None:
-            yield None
-            return
-        token = sampler.next(logits)
-        yield token
+    with lent_reader(loaded) as reader:
+        logits = None
+        for step in read_prompt(reader, prompt, cancelled):
+            if isinstance(step, PromptProgress):
+                yield step
+            else:
+                logits = step
+        token = None
+        for _ in range(limit):
+            if logits is None or cancelled():
+                yield None
+                return
+            if token is not None:
+                logits = reader.read([token])[-1]
+            token = sampler.next(logits)
+            yield token

@@ -19,7 +19,7 @@ WARM_UPS = 3
 
 
 class GraphDecoder(FastDecoder):
-    """A `FastDecoder` that repeats a captured graph for single tokens; `restart` begins the next sequence with it."""
+    """A `FastDecoder` that repeats a captured graph for single tokens."""
 
     def __init__(self, model: FastModel, first_position: int = 0) -> None:
         super().__init__(model, first_position)
@@ -28,13 +28,10 @@ class GraphDecoder(FastDecoder):
         self._captured = 0
         self._replay: Callable[[], torch.Tensor] = self.step
 
-    def restart(self) -> None:
-        self.length = 0
-
     @torch.inference_mode()
-    def read(self, tokens: list[int], keep: int = 1) -> torch.Tensor:
+    def read(self, tokens: list[int], keep: int = 1, *, exact: bool = False) -> torch.Tensor:
         if len(tokens) != 1:
-            return super().read(tokens, keep)
+            return super().read(tokens, keep, exact=exact)
         self.reserve(self.length + 1)
         self._token.fill_(tokens[0])
         self._place.fill_(self.length)
@@ -49,7 +46,7 @@ class GraphDecoder(FastDecoder):
         masks: dict[int | None, torch.Tensor | None] = {
             window: seen_keys(self._place, self.capacity, window) for window in windows
         }
-        return self.run(self._token, Step(self._place, self.capacity, masks), keep=1)
+        return self.model.head(self.run(self._token, Step(self._place, self.capacity, masks), keep=1))
 
     def capture(self) -> Callable[[], torch.Tensor]:
         """`step` as something to call; what the warm-up writes into the cache, the first replay writes over."""

@@ -6,7 +6,7 @@ Weights come from safetensors only, code never comes from a model folder, and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, first_line
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
-from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.placement import MakeLinear, left_out, place_quantized
+from awq_engine.reading import Reader
 from awq_engine.skeleton import load_config, missing_tensor
 from awq_engine.stacked_experts import stack_experts
 from awq_engine.tuned import measured_launches
@@ -59,10 +59,12 @@ class LoadedModel:
 
     fast: FastModel | None = None
     """What our own decoder runs; None where transformers' forward pass does (`decoding.prepare_decoding` decides)."""
-    graphs: GraphDecoder | None = None
-    """On a GPU: runs a step as one CUDA graph; one sequence at a time."""
+    graphs: bool = False
+    """Whether our decoder runs a step as one CUDA graph."""
     decoding: str = "transformers' forward pass"
     """Which of the two, and why, as a clause."""
+    kept: list[Reader] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What was read last, unless it is lent (`decoding.lent_reader`)."""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -226,8 +228,8 @@ def _fallbacks(model: PreTrainedModel) -> tuple[str, ...]:
 
 def _context_length(model: PreTrainedModel) -> int | None:
     config: Any = model.config.get_text_config()
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if isinstance(found := getattr(config, field, None), int) and found > 0:
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(found := getattr(config, name, None), int) and found > 0:
             return found
     return None
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from awq_engine.decoding import open_decoder
+from awq_engine.decoding import lent_reader
 from awq_engine.errors import BadInputError
 from awq_engine.generate import PromptProgress, read_prompt
 from awq_engine.prompts import Message, encode_answer, encode_prompt
@@ -47,20 +47,30 @@ def score(
     prompt = encode_prompt(loaded, messages)
     tokens = encode_answer(loaded, messages, prompt, answer)
     _check_fits(loaded, len(prompt) + len(tokens))
-    decoder, texts, logits = open_decoder(loaded, exact=True), Detokenizer(loaded.tokenizer, prompt), None
-    for step in read_prompt(decoder, prompt, cancelled):
+    texts = Detokenizer(loaded.tokenizer, prompt)
+    for step in _logits(loaded, prompt, tokens, cancelled):
         if isinstance(step, PromptProgress):
             yield step
-        else:
-            logits = step[None]
-    while logits is not None:
-        placed = tokens[made : made + len(logits)]
-        yield [_scored(loaded, row, token, texts.push(token)) for row, token in zip(logits, placed, strict=True)]
+            continue
+        placed = tokens[made : made + len(step)]
+        yield [_scored(loaded, row, token, texts.push(token)) for row, token in zip(step, placed, strict=True)]
         made += len(placed)
-        behind = tokens[made - 1 : -1][:SCORE_CHUNK]  # the last scored token was not read yet; the last of all never is
-        logits = decoder.read(behind, keep=len(behind)) if behind and not cancelled() else None
     finish = "complete" if made == len(tokens) else "cancelled"
     yield ScoreStats(len(prompt), made, time.perf_counter() - start, finish)
+
+
+def _logits(
+    loaded: LoadedModel, prompt: list[int], tokens: list[int], cancelled: Callable[[], bool]
+) -> Iterator[PromptProgress | torch.Tensor]:
+    """Word of the prompt, then the logits that each of `tokens` follows, [some, vocabulary] at a time."""
+    with lent_reader(loaded) as reader:
+        for step in read_prompt(reader, prompt, cancelled):
+            yield step if isinstance(step, PromptProgress) else step[None]
+        for at in range(0, len(tokens) - 1, SCORE_CHUNK):  # the last of all need not be read
+            if cancelled():
+                return
+            placed = tokens[at : min(at + SCORE_CHUNK, len(tokens) - 1)]
+            yield reader.read(placed, keep=len(placed), exact=True)
 
 
 def _check_fits(loaded: LoadedModel, tokens: int) -> None:

@@ -29,6 +29,8 @@ def demo() -> LoadedModel:
 def run(
     loaded: LoadedModel, messages: Sequence[Message] = STORY, sampling: Sampling = GREEDY
 ) -> tuple[list[str], GenerationStats]:
+    """What was read for another test is forgotten first."""
+    loaded.kept.clear()
     *pieces, stats = generate(loaded, messages, sampling)
     assert isinstance(stats, GenerationStats)
     texts = [piece for piece in pieces if isinstance(piece, str)]
@@ -56,6 +58,7 @@ def test_a_prompt_in_chunks_gives_the_same_text(demo: LoadedModel, monkeypatch: 
 def test_reading_the_prompt_is_told(demo: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """From 0, after every chunk, up to all of it, before the first text."""
     monkeypatch.setattr("awq_engine.generate.PREFILL_CHUNK", 5)
+    demo.kept.clear()
     found = list(generate(demo, STORY, replace(GREEDY, max_tokens=2)))
     told = [piece for piece in found if isinstance(piece, PromptProgress)]
     total = len(encode_prompt(demo, STORY))

@@ -93,6 +93,7 @@ def main(mode: str, model: str) -> int:
         return 2
     send(
         "ready", model=model, path=model, backend="reference", reason="this is a test", device="cpu", dtype="float32",
+        decoding="our own decoder",
         context_length=4096, bits_per_weight=4.16, quantized=28, has_chat_template=mode != "plain", notes=[],
     )  # fmt: skip
     while (question := questions.get()) is not None:

@@ -47,7 +47,7 @@ async def collect(client: ChatClient, until: type[Reply]) -> list[Reply]:
 async def test_noise_is_skipped_and_ready_says_what_was_loaded(client: ChatClient) -> None:
     (ready,) = await collect(client, Ready)
     assert isinstance(ready, Ready)
-    assert (ready.model, ready.backend, ready.context_length) == ("some/model", "reference", 4096)
+    assert (ready.model, ready.backend, ready.decoding) == ("some/model", "reference", "our own decoder")
 
 
 async def test_a_reply_arrives_in_pieces_and_ends_with_statistics(client: ChatClient) -> None:

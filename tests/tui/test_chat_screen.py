@@ -59,6 +59,7 @@ async def test_a_question_is_answered_with_figures(size: tuple[int, int]) -> Non
     async with staged(screen, size) as pilot:
         await until(pilot, lambda: "4.2 bits" in screen_text(pilot))
         assert "reference: this is a test" in screen_text(pilot)
+        assert "our own decoder" in " ".join(screen_text(pilot).split())
         assert screen.query_one(Prompt).has_focus
         await pilot.press(*"say hi", "enter")
         await until(pilot, lambda: replies_of(screen) == ["hi"])
