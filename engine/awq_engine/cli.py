@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_chat(commands)
     _add_convert(commands)
+    _add_export(commands)
     _add_others(commands)
     return parser
 
@@ -245,6 +246,18 @@ def _add_convert(commands: Commands) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="output folder")
     parser.add_argument("--format", choices=_values(Format), required=True, help="layout on disk to convert to")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model in the output folder")
+    _add_json(parser)
+
+
+def _add_export(commands: Commands) -> None:
+    parser = _command(commands, "export", "export:export_model", "write a quantized model for llama.cpp or MLX")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--to", choices=["gguf", "mlx"], required=True,
+        help="gguf: one file for llama.cpp (llama, mistral, qwen2 and qwen3 models); mlx: a folder for mlx-lm",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: ./MODEL.gguf or ./MODEL-mlx)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing one")
     _add_json(parser)
 
 

@@ -19,7 +19,6 @@ from awq_engine.card import converted_card
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_checkpoint, read_header
 from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, VerificationError
-from awq_engine.formats.codec import Codec
 from awq_engine.formats.limits import Format, bits_problem
 from awq_engine.formats.registry import CODECS
 from awq_engine.formats.stated import Quantization, read_quantization
@@ -36,6 +35,8 @@ PART_BYTES = 1 << 30
 """Converted tensors that are held in memory at once."""
 Progress = Callable[[str, int, int], None]
 """What is being done, and how much of it is done, of how much."""
+Pack = Callable[[IntWeight, QuantSpec, str], dict[str, torch.Tensor]]
+"""The tensors of a linear in some format, from its weight, what is stated about it, and its name for errors."""
 COPIED_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
 NOT_COPIED = (
     "config.json",
@@ -83,13 +84,14 @@ def convert(source: Path, output: Path, layout: Format, *, overwrite: bool = Fal
     output.parent.mkdir(parents=True, exist_ok=True)
     codec = CODECS[layout]
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        packed = _pack_all(checkpoint, quantization, codec, specs, Path(workspace) / "parts", progress)
-        tensors = list(_in_order(checkpoint, quantization, packed))
+        packed = pack_all(checkpoint, quantization, codec.pack, specs, Path(workspace) / "parts", progress)
+        tensors = list(in_order(checkpoint, quantization, packed))
         with staging_folder(Path(workspace) / "model") as staging:
             write_shards(staging, tensors, lambda done, total: progress("writing", done, total))
             skeleton = build_skeleton(as_floats(checkpoint, quantization))
             write_config(staging, checkpoint, codec.settings(specs, skip_list(skeleton, specs)))
-            _copy_side_files(checkpoint.path, staging, layout)
+            copy_small_files(checkpoint.path, staging)
+            _convert_card(staging / "README.md", layout)
             _verify(checkpoint, quantization, staging, list(specs), progress)
             check_output(output, source.resolve(), overwrite)
             publish(staging, output)
@@ -120,10 +122,10 @@ def _target_specs(
     return {linear: QuantSpec(spec.bits, spec.group_size, symmetric) for linear, spec in stated.items()}
 
 
-def _pack_all(
+def pack_all(
     checkpoint: Checkpoint,
     quantization: Quantization,
-    codec: Codec,
+    pack: Pack,
     specs: dict[str, QuantSpec],
     folder: Path,
     progress: Progress,
@@ -133,7 +135,7 @@ def _pack_all(
     held: dict[str, torch.Tensor] = {}
     for done, (linear, spec) in enumerate(specs.items()):
         progress("converting", done, len(specs))
-        parts = codec.pack(read_weight(checkpoint, quantization, linear), spec, linear)
+        parts = pack(read_weight(checkpoint, quantization, linear), spec, linear)
         held |= {f"{linear}.{part}": tensor for part, tensor in parts.items()}
         if sum(tensor.nbytes for tensor in held.values()) >= PART_BYTES:
             files.append(_save(folder, len(files), held))
@@ -152,7 +154,7 @@ def _save(folder: Path, number: int, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def _in_order(
+def in_order(
     checkpoint: Checkpoint, quantization: Quantization, packed: dict[str, list[TensorInfo]]
 ) -> Iterator[TensorInfo]:
     """The tensors of the output in the source's order; a linear's stand where its first one stood."""
@@ -165,12 +167,15 @@ def _in_order(
             yield from waiting.pop(linear)
 
 
-def _copy_side_files(source: Path, target: Path, layout: Format) -> None:
+def copy_small_files(source: Path, target: Path) -> None:
+    """The tokenizer and whatever else is no weight and no description of the old format."""
     for pattern in COPIED_PATTERNS:
         for file in source.glob(pattern):
             if file.is_file() and file.name not in NOT_COPIED:
                 shutil.copyfile(file, target / file.name)
-    card = target / "README.md"
+
+
+def _convert_card(card: Path, layout: Format) -> None:
     if card.exists():
         text = card.read_bytes().decode("utf-8", "surrogateescape")
         card.write_bytes(converted_card(text, layout).encode("utf-8", "surrogateescape"))

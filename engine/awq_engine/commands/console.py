@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from awq_engine.sanitize import one_line, plain
@@ -13,6 +13,18 @@ from awq_engine.sanitize import one_line, plain
 def note(line: str) -> None:
     """A line about progress, on stderr; control characters in it (names of files, say) never reach the terminal."""
     print(plain(line), file=sys.stderr, flush=True)
+
+
+def phases() -> Callable[[str, int, int], None]:
+    """A progress callback that names each phase once, on stderr."""
+    seen: set[str] = set()
+
+    def report(phase: str, done: int, total: int) -> None:
+        if phase not in seen:
+            seen.add(phase)
+            note(phase)
+
+    return report
 
 
 def result(text: str) -> None:

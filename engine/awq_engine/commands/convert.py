@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from awq_engine.commands.console import note, result, result_json
-from awq_engine.convert import Progress, convert
+from awq_engine.commands.console import phases, result, result_json
+from awq_engine.convert import convert
 from awq_engine.errors import ExitCode
 from awq_engine.format import size
 from awq_engine.formats.limits import Format
@@ -17,22 +17,10 @@ def convert_model(args: argparse.Namespace) -> int:
     """Convert and say where the result is; exit code 2 when the format cannot hold the model exactly."""
     source = resolve_model(args.model).path
     output = Path(args.output).expanduser().absolute()
-    done = convert(source, output, Format(args.format), overwrite=args.overwrite, progress=_phases())
+    done = convert(source, output, Format(args.format), overwrite=args.overwrite, progress=phases())
     if args.json:
         result_json(done.to_json())
     else:
         sizes = f"{size(done.bytes_before)} to {size(done.bytes_after)}"
         result(f"{done.output}\n{done.linears} linears in the format {done.layout}, bit for bit; {sizes}")
     return ExitCode.OK
-
-
-def _phases() -> Progress:
-    """A progress callback that names each phase once, on stderr."""
-    seen: set[str] = set()
-
-    def report(phase: str, done: int, total: int) -> None:
-        if phase not in seen:
-            seen.add(phase)
-            note(phase)
-
-    return report

@@ -1,0 +1,138 @@
+"""A quantized model as a folder for MLX: Apple's machines, through mlx-lm.
+
+MLX stores a linear X of `bits` bits in groups along the inputs, the weight being `scale * q + bias`:
+
+    X.weight   uint32 [out, in * bits / 32]     from the lowest bits up, 3-bit values crossing words
+    X.scales   float  [out, in / group_size]    the steps as they are
+    X.biases   float  [out, in / group_size]    -scale * zero_point, rounded to the dtype of the steps
+
+Names stay those of Hugging Face, which mlx-lm renames itself; `quantization` in config.json says bits and group size,
+for the linears that differ one by one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.convert import Progress, copy_small_files, in_order, pack_all
+from awq_engine.disk import check_disk
+from awq_engine.errors import BadInputError, VerificationError
+from awq_engine.exports.exported import Exported
+from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.formats.words import pack_words, unpack_words
+from awq_engine.output import check_output
+from awq_engine.spec import QuantSpec
+from awq_engine.unpacked import read_weight
+from awq_engine.writer import publish, staging_folder, write_shards
+from awq_kernels.int_weight import IntWeight
+
+GROUPS = (128, 64, 32)
+"""The group sizes MLX has kernels for."""
+BITS = (2, 3, 4, 8)
+_CARD = """---
+library_name: mlx
+tags: [mlx, awq-tui]
+---
+
+Converted from {name} by awq-tui: the same integers and steps. Runs with `mlx_lm.generate --model FOLDER`.
+"""
+
+
+def export_mlx(source: Path, output: Path, *, overwrite: bool = False, progress: Progress) -> Exported:
+    """Write the quantized model in `source` to the folder `output`.
+
+    Raises:
+        BadInputError: not quantized, or a linear has bits or groups that MLX does not know; says which.
+        UsageError: the output is in the way. ResourceError: it does not fit on the disk.
+        VerificationError: what was written reads back differently (our bug); nothing was published.
+    """
+    checkpoint = read_checkpoint(source)
+    quantization = read_quantization(checkpoint)
+    if quantization is None:
+        raise BadInputError(f"{source} is not quantized; `awq-tui quantize` makes a quantized model of it.")
+    check_output(output, source.resolve(), overwrite)
+    check_disk(output, 2 * checkpoint.nbytes, "the MLX model and its parts")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    specs = {linear: _mlx_spec(checkpoint, quantization, linear) for linear in quantization.linears(checkpoint)}
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
+        packed = pack_all(checkpoint, quantization, _pack, specs, Path(workspace) / "parts", progress)
+        tensors = list(in_order(checkpoint, quantization, packed))
+        with staging_folder(Path(workspace) / "model") as staging:
+            write_shards(staging, tensors, lambda done, total: progress("writing", done, total))
+            _write_config(staging, checkpoint, specs)
+            copy_small_files(checkpoint.path, staging)
+            (staging / "README.md").write_text(_CARD.format(name=source.resolve().name), encoding="utf-8")
+            _verify(checkpoint, quantization, staging, specs, progress)
+            check_output(output, source.resolve(), overwrite)
+            publish(staging, output)
+    kinds = Counter(f"{spec.bits} bits, groups of {spec.group_size}" for spec in specs.values())
+    return Exported(output, dict(kinds), (), sum(tensor.nbytes for tensor in tensors))
+
+
+def _mlx_spec(checkpoint: Checkpoint, quantization: Quantization, linear: str) -> QuantSpec:
+    """Bits and the largest group MLX knows that divides this linear's own."""
+    weight = read_weight(checkpoint, quantization, linear)
+    group_size = next((size for size in GROUPS if weight.group_size % size == 0), None)
+    if group_size is None or weight.bits not in BITS or weight.order is not None:
+        order = ", its inputs grouped in another order" if weight.order is not None else ""
+        raise BadInputError(
+            f"{linear} has {weight.bits} bits in groups of {weight.group_size} inputs{order}; MLX knows "
+            f"{', '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUPS))}, in order."
+        )
+    return QuantSpec(weight.bits, group_size, False)
+
+
+def _pack(weight: IntWeight, spec: QuantSpec, name: str) -> dict[str, torch.Tensor]:
+    repeats = weight.group_size // spec.group_size
+    biases = (-weight.scale.float() * weight.zero_point.float()).to(weight.scale.dtype)
+    return {
+        "weight": pack_words(weight.q, weight.bits).view(torch.uint32),
+        "scales": weight.scale.repeat_interleave(repeats, dim=1),
+        "biases": biases.repeat_interleave(repeats, dim=1),
+    }
+
+
+def _write_config(folder: Path, checkpoint: Checkpoint, specs: dict[str, QuantSpec]) -> None:
+    common = Counter(specs.values()).most_common(1)[0][0]
+    stated: dict[str, Any] = _stated(common) | {
+        linear: _stated(spec) for linear, spec in specs.items() if spec != common
+    }
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config |= {"quantization": stated, "quantization_config": stated}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _stated(spec: QuantSpec) -> dict[str, int]:
+    return {"group_size": spec.group_size, "bits": spec.bits}
+
+
+def _verify(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    staging: Path,
+    specs: dict[str, QuantSpec],
+    progress: Progress,
+) -> None:
+    """Every linear of the written files has the source's integers and steps, and the minima that follow from them."""
+    written = read_checkpoint(staging).tensors
+    for done, (linear, spec) in enumerate(specs.items()):
+        progress("verifying", done, len(specs))
+        weight = read_weight(checkpoint, quantization, linear)
+        parts = {}
+        for part in ("weight", "scales", "biases"):
+            with safe_open(str(written[f"{linear}.{part}"].file), "pt") as file:
+                parts[part] = file.get_tensor(f"{linear}.{part}")
+        q = unpack_words(parts["weight"].view(torch.int32), spec.bits, weight.in_features)
+        meant = _pack(dataclasses.replace(weight, q=q), spec, linear)
+        same = torch.equal(q, weight.q) and all(torch.equal(parts[part], meant[part]) for part in ("scales", "biases"))
+        if not same:
+            raise VerificationError(f"{linear} reads back differently from what was exported; please report this.")
