@@ -123,9 +123,9 @@ class AwqApp(App[None]):
                 tooltip="Quit; runs go on without the app."),
     ]  # fmt: skip
 
-    summaries: reactive[tuple[RunSummary, ...]] = reactive((), init=False)
+    summaries: reactive[tuple[RunSummary, ...]] = reactive((), init=False, repaint=False)
     """Every run, newest first."""
-    machine: reactive[Machine | None] = reactive(None, init=False)
+    machine: reactive[Machine | None] = reactive(None, init=False, repaint=False)
 
     def __init__(self, run_id: str | None = None) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ _ENDINGS = {Phase.DONE: RunStatus.DONE, Phase.CANCELLED: RunStatus.CANCELLED, Ph
 NOT_MEASURED = Measuring()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunSummary:
-    """One line of the runs screen."""
+    """One line of the runs screen; the same object for as long as nothing is new."""
 
     run: Run
     status: RunStatus
@@ -67,6 +67,7 @@ class _Entry:
         self._state = RunState()
         self._file: RunFile | None = None
         self._problem = ""
+        self._last: RunSummary | None = None
         try:
             self._file = run.file()
         except AwqError as error:
@@ -79,4 +80,7 @@ class _Entry:
             self._state = reduce(self._state, record)
         status = RunStatus.RUNNING if locked else _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED)
         measured = measuring(self._run) if status is RunStatus.DONE else NOT_MEASURED
-        return RunSummary(self._run, status, self._state, self._file, self._problem, measured)
+        last = self._last
+        if last is None or last.state is not self._state or (last.status, last.measuring) != (status, measured):
+            last = self._last = RunSummary(self._run, status, self._state, self._file, self._problem, measured)
+        return last

@@ -14,13 +14,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import DataTable, Input, Static
 
 from awq_engine.format import age
 from awq_tui.background import in_thread
 from awq_tui.chats import Chat, delete_chat, export_chat, list_chats, model_name
 from awq_tui.ellipsis import shorten
 from awq_tui.screens.confirm import ConfirmModal
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
 SETTLE = 0.15
@@ -72,7 +73,7 @@ class ChatsModal(ModalScreen[Chat | None]):
             yield FindInput(placeholder="words that were said, or a model", id="find-chat", compact=True)
             yield ChatTable(cursor_type="row")
             yield Static(id="chats-note", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         self.query_one(ChatTable).focus()

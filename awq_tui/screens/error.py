@@ -9,7 +9,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
+
+from awq_tui.widgets.key_bar import KeyBar
 
 
 class ErrorModal(ModalScreen[None]):
@@ -31,7 +33,7 @@ class ErrorModal(ModalScreen[None]):
             box.border_title = Content(self._title)
             with VerticalScroll():
                 yield Static(self.message, markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(f"{self._title}\n{self.message}")

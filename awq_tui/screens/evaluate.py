@@ -10,11 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Label, Static
+from textual.widgets import Input, Label, Static
 
 from awq_engine.errors import AwqError, UsageError
 from awq_engine.sanitize import plain
 from awq_tui.background import in_thread
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
 EXPLANATION = """The output is compared with its original on text that it was not calibrated on: perplexity of both, KL
@@ -67,7 +68,7 @@ class EvaluateModal(ModalScreen[Measurement | None]):
                     yield Label(label)
                     yield PlainInput(value, id=name, compact=True)
             yield Static("", id="evaluate-problem", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     @on(Input.Submitted)
     async def action_start(self) -> None:

@@ -9,7 +9,9 @@ from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
+
+from awq_tui.widgets.key_bar import KeyBar
 
 HEADINGS = ("This screen", "Everywhere", "Moving")
 HIDDEN_ACTIONS = ("focus_next", "focus_previous", "copy_text", "help_quit")
@@ -32,7 +34,7 @@ class HelpScreen(ModalScreen[None]):
             box.border_title = "Help"
             with VerticalScroll():
                 yield Static(self._text, markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def action_close(self) -> None:
         self.dismiss()

@@ -15,7 +15,9 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Offset
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static
+from textual.widgets import Static
+
+from awq_tui.widgets.key_bar import KeyBar
 
 LETTERS = "asdfghjklqwertyuiopzxcvbnm" + string.digits
 """The home row first."""
@@ -50,7 +52,7 @@ class JumpScreen(ModalScreen[Widget | None]):
             label = Static(letter, classes="letter", markup=False)
             label.styles.offset = Offset(target.region.x, target.region.y)
             yield label
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_key(self, event: events.Key) -> None:
         target = self._targets.get(event.character or "")

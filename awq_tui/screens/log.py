@@ -8,11 +8,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from awq_engine.runs import Run
 from awq_engine.sanitize import plain
 from awq_tui.run_client import log_tail
+from awq_tui.widgets.key_bar import KeyBar
 
 INTERVAL = 1.0
 """Seconds between two looks at the file."""
@@ -37,7 +38,7 @@ class LogModal(ModalScreen[None]):
             box.border_title = "engine.log"
             with VerticalScroll():
                 yield Static(markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         self._refresh_text()

@@ -11,13 +11,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from awq_engine.errors import AwqError, BadInputError
 from awq_engine.models import HubId, parse_model
 from awq_tui import catalog
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
 EXPLANATION = """A model folder, a folder of model folders, or org/name on the Hub.
@@ -59,7 +60,7 @@ class PathModal(ModalScreen[list[Entry]]):
             yield Static(EXPLANATION, markup=False)
             yield PlainInput(placeholder="~/models/...", suggester=FolderSuggester(), id="path", compact=True)
             yield Static(id="path-problem", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     @on(Input.Submitted)
     async def _look(self, event: Input.Submitted) -> None:

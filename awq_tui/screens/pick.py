@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from awq_engine.errors import AwqError
 from awq_engine.models import parse_model
@@ -21,6 +21,7 @@ from awq_engine.sanitize import plain
 from awq_tui import catalog
 from awq_tui.catalog import Entry, Where
 from awq_tui.run_book import RunSummary
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.model_table import ModelTable
 
 
@@ -52,7 +53,7 @@ class PickModal(ModalScreen[str | None]):
             yield PickTable()
             if not self._entries:
                 yield Static("There is no other model on this machine.", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         self.query_one(PickTable).show(self._entries)

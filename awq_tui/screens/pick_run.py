@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from awq_engine.format import age
 from awq_engine.runs import Run
@@ -20,6 +20,7 @@ from awq_engine.sanitize import one_line, plain
 from awq_tui.ellipsis import shorten
 from awq_tui.run_book import RunSummary
 from awq_tui.screens.runs import recipe
+from awq_tui.widgets.key_bar import KeyBar
 
 
 class PickRunTable(DataTable[Text]):
@@ -46,7 +47,7 @@ class PickRunModal(ModalScreen[Run | None]):
             yield PickRunTable(cursor_type="row", show_header=False)
             if not self._summaries:
                 yield Static("There is no other run with finished layers.", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         table, now = self.query_one(PickRunTable), time.time()

@@ -11,13 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import DataTable, Input, Static
 
 from awq_engine.errors import BadInputError
 from awq_engine.sanitize import one_line, plain
 from awq_tui.draft import Draft
 from awq_tui.ellipsis import shorten
 from awq_tui.recipes import delete_recipe, describe_recipe, load_recipes, save_recipe
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
 NAME_WIDTH = 20
@@ -56,7 +57,7 @@ class RecipesModal(ModalScreen[Draft | None]):
             yield PlainInput(placeholder="a name, to save the form's values under", id="name", compact=True)
             yield RecipeTable(cursor_type="row", show_header=False)
             yield Static(id="recipes-note", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         self._fill()

@@ -85,6 +85,7 @@ class RunScreen(SectionScreen):
         self._expected: float | None = None
         """Seconds that all blocks will take, as the plan and earlier runs tell."""
         self._keys: tuple[bool | None, ...] = ()
+        self._notes = Content("")
 
     def body(self) -> ComposeResult:
         yield Static(id="run-head", markup=False)
@@ -121,8 +122,13 @@ class RunScreen(SectionScreen):
     # drawing
 
     @on(Updated)
-    def _show(self, message: Updated) -> None:
+    def _take(self, message: Updated) -> None:
         self.snapshot = message.snapshot
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        if self.snapshot is None or not self.is_current:
+            return
         state = self.snapshot.state
         self.query_one(HeatMap).show(state)
         if self.following and (newest := newest_layer(state)) is not None:
@@ -136,7 +142,7 @@ class RunScreen(SectionScreen):
         self._show_head()
 
     def _show_head(self) -> None:
-        if self.snapshot is None:
+        if self.snapshot is None or not self.is_current:
             return
         state = self.snapshot.state
         title = title_line(self._config, self.run.id, self._glyphs)
@@ -147,7 +153,7 @@ class RunScreen(SectionScreen):
         room = self.size.width - len(clock) - len(phase) - 12
         progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
         head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")
-        self.query_one("#run-head", Static).update(head)
+        self.query_one("#run-head", Static).update(head, layout=False)
 
     def _show_layer(self) -> None:
         key = self.query_one(HeatMap).cursor
@@ -158,8 +164,11 @@ class RunScreen(SectionScreen):
     def _show_notes(self) -> None:
         assert self.snapshot is not None
         lines = [Content.styled(note.text, note.tone) for note in notes(self.snapshot, self._config, self._glyphs)]
-        self.query_one("#run-notes").display = bool(lines)
-        self.query_one("#run-notes-text", Static).update(Content("\n").join(lines))
+        content = Content("\n").join(lines)
+        if content != self._notes:
+            self._notes = content
+            self.query_one("#run-notes").display = bool(lines)
+            self.query_one("#run-notes-text", Static).update(content)
 
     @on(HeatMap.Moved)
     def _choose_layer(self) -> None:
@@ -251,7 +260,8 @@ class RunScreen(SectionScreen):
 def newest_layer(state: RunState) -> LayerKey | None:
     """The layer the engine touched last: in the present block, else in the last finished one, else the first of all."""
     block = state.current_block if state.current_block is not None else max(state.blocks, default=None)
-    touched = [key for key, layer in state.layers.items() if key[0] == block and (layer.scale or layer.quantized)]
-    done = [key for key in touched if state.layers[key].quantized]
-    candidates = done or touched or [key for key in state.layers if key[0] == (block or 0)][:1]
-    return candidates[-1] if candidates else None
+    layers = state.layers.of_block(block or 0)
+    touched = [name for name, layer in layers.items() if layer.scale or layer.quantized]
+    done = [name for name in touched if layers[name].quantized]
+    candidates = done or touched or list(layers)[:1]
+    return (block or 0, candidates[-1]) if candidates else None

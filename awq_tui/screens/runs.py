@@ -10,6 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.coordinate import Coordinate
 from textual.widgets import DataTable, Static
 
 from awq_engine.errors import AwqError
@@ -45,6 +46,8 @@ WIDTHS = {"status": 13, "recipe": 18, "progress": 12, "age": 6}
 MIN_MODEL_WIDTH = 12
 BAR = 6
 """Cells of the progress bar."""
+AGE_INTERVAL = 30.0
+"""Seconds between two drawings of how old the runs are."""
 ROOMY = 100
 """Cells from which the recipe column has room for every word."""
 ROOMY_RECIPE = 30
@@ -83,6 +86,8 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
     def __init__(self) -> None:
         super().__init__()
         self._summaries: tuple[RunSummary, ...] = ()
+        self._widths: dict[str, int] = {}
+        """Of the columns as they are drawn."""
 
     def body(self) -> ComposeResult:
         with Vertical(id="run-list", classes="pane") as pane:
@@ -94,6 +99,7 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
     def on_mount(self) -> None:
         self.table.focus()
         self.watch(self.awq, "summaries", self._show)
+        self.set_interval(AGE_INTERVAL, self.catch_up)
 
     @property
     def table(self) -> RunTable:
@@ -108,35 +114,58 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
     def on_resize(self) -> None:
         self.call_after_refresh(self._fill)
 
+    def catch_up(self) -> None:
+        self._show(self.awq.summaries)
+
     def _show(self, summaries: tuple[RunSummary, ...]) -> None:
+        if not self.is_current or not self.is_mounted:
+            return
         before = self.current
+        same_runs = [summary.run for summary in summaries] == [summary.run for summary in self._summaries]
         self._summaries = summaries
-        self._fill()
-        for row, summary in enumerate(summaries):
-            if before is not None and summary.run == before.run:
-                self.table.move_cursor(row=row, animate=False)
+        if same_runs and self._widths == self._column_widths():
+            self._update_cells()
+        else:
+            self._fill()
+            for row, summary in enumerate(summaries):
+                if before is not None and summary.run == before.run:
+                    self.table.move_cursor(row=row, animate=False)
         self._note()
 
+    def _column_widths(self) -> dict[str, int]:
+        table = self.table
+        return column_widths(table.size.width - 2 * table.cell_padding * (len(WIDTHS) + 1) - 1)
+
     def _fill(self) -> None:
-        """Draw all rows anew; there are few, and every width may have changed."""
+        """Draw all rows anew: the runs are others, or every width may have changed."""
         table, row = self.table, self.table.cursor_row
-        widths = column_widths(table.size.width - 2 * table.cell_padding * (len(WIDTHS) + 1) - 1)
+        self._widths = self._column_widths()
         table.clear(columns=True)
-        for name, width in widths.items():
+        for name, width in self._widths.items():
             table.add_column(name, width=width, key=name)
-        now, model_width = time.time(), widths["model"]
+        now = time.time()
         for summary in self._summaries:
-            table.add_row(*self._cells(summary, now, model_width), key=summary.run.id)
+            table.add_row(*self._cells(summary, now), key=summary.run.id)
         table.move_cursor(row=row, animate=False)
         self.set_class(not self._summaries, "-empty")
 
-    def _cells(self, summary: RunSummary, now: float, model_width: int) -> list[Text]:
+    def _update_cells(self) -> None:
+        """The table draws itself anew for every cell that is set, so only those that changed are."""
+        table, now = self.table, time.time()
+        for row, summary in enumerate(self._summaries):
+            for column, cell in enumerate(self._cells(summary, now)):
+                where = Coordinate(row, column)
+                drawn = table.get_cell_at(where)
+                if (drawn.plain, drawn.style) != (cell.plain, cell.style):
+                    table.update_cell_at(where, cell)
+
+    def _cells(self, summary: RunSummary, now: float) -> list[Text]:
         colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
         queued = summary.running and summary.state.phase is Phase.QUEUED
         glyph, word = (QUEUED, "queued") if queued else (GLYPHS[summary.status], summary.status)
         return [
             Text(f"{glyph} {word}", colour),
-            Text(shorten(one_line(summary.model_name), model_width)),
+            Text(shorten(one_line(summary.model_name), self._widths["model"])),
             Text(recipe(summary)),
             Text(bar(summary.state.fraction(), BAR, glyphs()), colour if summary.running else ""),
             Text(age(now - summary.file.created) if summary.file else "", "dim", justify="right"),

@@ -10,9 +10,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Label, Static, TextArea
+from textual.widgets import Input, Label, Static, TextArea
 
 from awq_tui.chat_client import Sampling
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
 MAX_STOPS = 16
@@ -75,7 +76,7 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
                     yield PlainInput(value, id=f"sampling-{name}", compact=True)
                     yield Static(hint, classes="hint", markup=False)
             yield Static("", id="sampling-problem", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     @on(Input.Submitted)
     def action_save(self) -> None:

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.screen import Screen
-from textual.widgets import Footer
 from textual.worker import Worker, WorkerState
 
 from awq_tui.app import AwqApp
+from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.top_bar import TopBar
 
 FLAT_HEIGHT = 20
@@ -24,7 +24,7 @@ class SectionScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield TopBar()
         yield from self.body()
-        yield Footer(show_command_palette=False)
+        yield KeyBar()
 
     def body(self) -> ComposeResult:
         """Everything between the bar and the footer."""
@@ -32,6 +32,12 @@ class SectionScreen(Screen[None]):
 
     def on_resize(self) -> None:
         self.set_class(self.app.size.height < FLAT_HEIGHT, "-flat")
+
+    def on_screen_resume(self) -> None:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Draw what came while another section was on show: nothing is drawn for a screen that nobody sees."""
 
     @property
     def awq(self) -> AwqApp:

@@ -127,7 +127,7 @@ class ChatSide(Vertical):
             answer = Answer()
             await self.log_view.mount(answer)
             answer.feed(reply.text if reply else "")
-            await answer.finish(figures_line(reply.figures, None) if reply else "no reply")
+            answer.finish(figures_line(reply.figures, None) if reply else "no reply")
         self.log_view.anchor()
 
     async def ask(self, question: str | None, chat: Chat) -> None:
@@ -230,7 +230,7 @@ class ChatSide(Vertical):
     async def _complete(self, answer: Answer, done: Done) -> None:
         self._request = None
         figures = {name: value for name in FIGURES if (value := getattr(done, name)) is not None}
-        await answer.finish(figures_line(dataclasses.asdict(done), done.context_length))
+        answer.finish(figures_line(dataclasses.asdict(done), done.context_length))
         self.post_message(self.Answered(self, Reply(answer.text, figures)))
 
     async def _fail(self, failed: Failed) -> None:
@@ -238,7 +238,7 @@ class ChatSide(Vertical):
         message = f"{glyphs().failed} {failed.message}"
         if self.busy and (failed.fatal or failed.id == self._request) and self._answer:
             self._request = None
-            await self._answer.fail(message)
+            self._answer.fail(message)
             self.post_message(self.Refused(self))
         elif failed.fatal or failed.id is None:
             self._add(Notice(message, error=True))

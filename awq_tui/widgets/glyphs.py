@@ -42,17 +42,22 @@ class Glyphs:
     ellipsis: str
     folded: str
     opened: str
+    bullet: str
+    quote: str
+    cross: str
+    """Where two lines of a table meet."""
 
 
 UNICODE = Glyphs(
     eighths=" ▁▂▃▄▅▆▇█", axis="─", tick="┴", edge="│", point="•", best="◆", levels="░▒▓█!", planned="·", working="◌",
     filled="█", empty="░", arrow="→", dot="·", alpha="α", delta="Δ", rising="▲", falling="▼", outlier="●",
     done="✓", failed="✗", ellipsis="…", folded="▸", opened="▾",
+    bullet="•", quote="▌", cross="┼",
 )  # fmt: skip
 ASCII = Glyphs(
     eighths=" ..::||##", axis="-", tick="+", edge="|", point="*", best="O", levels=".-=#!", planned="'", working="o",
     filled="#", empty=".", arrow="->", dot="-", alpha="alpha", delta="d ", rising="^", falling="v",
-    outlier="*", done="ok", failed="x", ellipsis="...", folded=">", opened="v",
+    outlier="*", done="ok", failed="x", ellipsis="...", folded=">", opened="v", bullet="*", quote="|", cross="+",
 )  # fmt: skip
 
 

@@ -84,8 +84,10 @@ class LayerDetail(Vertical):
 
     def show(self, view: LayerView) -> None:
         """Draw a layer."""
+        if view == self._view:
+            return
         self._view = view
-        self.query_one("#layer-title", Static).update(view.title)
+        self.query_one("#layer-title", Static).update(view.title, layout=False)
         self.query_one(AlphaCurve).show(view.curve)
         self.query_one(Histogram).show(view.histogram)
         self._show_numbers()
@@ -96,7 +98,8 @@ class LayerDetail(Vertical):
     def _show_numbers(self) -> None:
         if self._view is not None:
             lines = [*fit_parts(statistics(self._view), self.content_size.width), *self._loss_lines(self._view)]
-            self.query_one("#layer-numbers", Static).update("\n".join(lines))
+            numbers = self.query_one("#layer-numbers", Static)
+            numbers.update("\n".join(lines), layout=len(lines) != numbers.size.height)
 
     def _loss_lines(self, view: LayerView) -> list[str]:
         return fit_parts(loss_chain(view), self.content_size.width, " ")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from awq_engine.sanitize import plain
 from awq_tui.differences import Span
 from awq_tui.thoughts import Parts, split_thought
-from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
+from awq_tui.widgets.markdown_text import MarkdownText
 from awq_tui.widgets.thought import Thought
 
 
@@ -59,20 +59,19 @@ class Answer(Vertical):
 
     DEFAULT_CSS = """
     Answer { height: auto; margin-top: 1; }
-    Answer > Markdown { height: auto; padding: 0 1; margin: 0; background: transparent; }
+    Answer > MarkdownText { padding: 0 1; }
     Answer > .marked { display: none; height: auto; padding: 0 1; }
     Answer > .figures { padding: 0 1; color: $text-muted; }
     Answer > .figures.-error { color: $text-error; border-left: outer $error; }
-    Answer.-marked > Markdown { display: none; }
+    Answer.-marked > MarkdownText { display: none; }
     Answer.-marked > .marked { display: block; }
     """
 
-    _feed: MarkdownFeed | None = None
     _text = ""
 
     def compose(self) -> ComposeResult:
         yield Thought()
-        yield Markdown(parser_factory=reply_parser, open_links=False)
+        yield MarkdownText()
         yield Static("", classes="marked", markup=False)
         yield Static("", classes="figures", markup=False)
 
@@ -92,26 +91,22 @@ class Answer(Vertical):
 
     def _draw(self, parts: Parts) -> None:
         self.query_one(Thought).show(parts.thought, parts.thinking)
-        if self._feed is None:
-            if not parts.answer:
-                return
-            self._feed = MarkdownFeed(self.query_one(Markdown))
-        drawn = self._feed.text
-        if not parts.answer.startswith(drawn):  # a closing tag without an opening one: that was the thought
-            self._feed.replace(parts.answer)
-        elif fresh := parts.answer[len(drawn) :]:
-            self._feed.feed(fresh)
+        markdown = self.query_one(MarkdownText)
+        known = markdown.text
+        if not parts.answer.startswith(known):  # a closing tag without an opening one: that was the thought
+            markdown.replace(parts.answer)
+        elif fresh := parts.answer[len(known) :]:
+            markdown.feed(fresh)
 
-    async def finish(self, figures: str) -> None:
+    def finish(self, figures: str) -> None:
         """The reply is complete."""
         self._draw(split_thought(self._text))
-        if self._feed is not None:
-            await self._feed.finish()
+        self.query_one(MarkdownText).finish()
         self.say(figures)
 
-    async def fail(self, message: str) -> None:
+    def fail(self, message: str) -> None:
         """The reply will not be completed; what there is of it stays."""
-        await self.finish(plain(message))
+        self.finish(plain(message))
         self.query_one(".figures", Static).add_class("-error")
 
     def mark(self, spans: Sequence[Span]) -> None:
@@ -119,7 +114,3 @@ class Answer(Vertical):
         self.set_class(bool(spans), "-marked")
         styled = [(plain(span.text), _style(span)) for span in spans]
         self.query_one(".marked", Static).update(Content.assemble(*styled))
-
-    async def on_unmount(self) -> None:
-        if self._feed is not None:
-            await self._feed.stop()

@@ -23,9 +23,14 @@ class SectionTab(Static):
         super().__init__(markup=False, id=f"tab-{section}")
         self.section = section
         self.number = number
+        self._shown = -1
         self.show_running(0)
 
     def show_running(self, running: int) -> None:
+        """How many runs are at work, beside the name."""
+        if running == self._shown:
+            return
+        self._shown = running
         badge = f" ●{running}" if running else ""
         self.update(Content.assemble((f"{self.number} ", "dim"), self.section.capitalize(), (badge, "$success bold")))
 
@@ -63,7 +68,7 @@ class TopBar(Horizontal):
         self.query_one("#tab-runs", SectionTab).show_running(sum(summary.running for summary in summaries))
 
     def _show_machine(self, machine: Machine | None) -> None:
-        self.query_one("#machine", Static).update(describe_machine(machine))
+        self.query_one("#machine", Static).update(describe_machine(machine), layout=False)
 
 
 def describe_machine(machine: Machine | None) -> str:

@@ -73,6 +73,7 @@ class Layers(Mapping[tuple[int, str], LayerState]):
         self._blocks: dict[int, dict[str, LayerState]] = {}
         for layer in layers:
             self._blocks.setdefault(layer.block, {})[layer.name] = layer
+        self._quantized = {block: _quantized(layers) for block, layers in self._blocks.items()}
 
     def __getitem__(self, key: tuple[int, str]) -> LayerState:
         if not isinstance(key, tuple):  # a screen where nothing is chosen asks with None
@@ -86,6 +87,11 @@ class Layers(Mapping[tuple[int, str], LayerState]):
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))
 
+    @property
+    def quantized(self) -> int:
+        """How many are done."""
+        return sum(self._quantized.values())
+
     def of_block(self, block: int) -> Mapping[str, LayerState]:
         """The layers of one block by their names inside it."""
         return self._blocks.get(block, {})
@@ -93,13 +99,19 @@ class Layers(Mapping[tuple[int, str], LayerState]):
     def changed(self, block: int, layers: Iterable[LayerState]) -> Layers:
         """With `layers`, all of `block`, in the place of their namesakes or after the others."""
         new = Layers()
-        new._blocks = {**self._blocks, block: {**self.of_block(block), **{layer.name: layer for layer in layers}}}
+        changed = {**self.of_block(block), **{layer.name: layer for layer in layers}}
+        new._blocks = {**self._blocks, block: changed}
+        new._quantized = {**self._quantized, block: _quantized(changed)}
         return new
 
     def forgetting(self, block: int) -> Layers:
         """Without what was found in `block`."""
         layers = self.of_block(block).values()
         return self.changed(block, [replace(layer, scale=None, quantized=None) for layer in layers])
+
+
+def _quantized(layers: Mapping[str, LayerState]) -> int:
+    return sum(layer.quantized is not None for layer in layers.values())
 
 
 @dataclass(frozen=True)
@@ -159,8 +171,7 @@ class RunState:
         if self.phase is Phase.DONE:
             return 1.0
         total = len(self.layers)
-        done = sum(layer.quantized is not None for layer in self.layers.values())
-        return 0.98 * done / total if total else 0.0
+        return 0.98 * self.layers.quantized / total if total else 0.0
 
     def elapsed(self, now: float) -> float:
         """Seconds worked so far; `now` is Unix time."""

@@ -13,7 +13,6 @@ import pexpect
 import pyte
 import pytest
 from textual.command import CommandPalette
-from textual.widgets import Footer
 
 from awq_engine.errors import BadInputError
 from awq_engine.runs import home
@@ -51,7 +50,7 @@ async def test_every_section_is_one_key_away_and_draws_at_every_size(size: tuple
             await until(pilot, lambda screen=screen: isinstance(app.screen, screen))
             await until(pilot, lambda section=section: app.screen.query_one(f"#tab-{section}").has_class("-active"))
             assert "awq-tui" in screen_text(pilot)
-            assert app.screen.query(Footer)
+            assert " ? Help" in screen_text(pilot).splitlines()[-1]
 
 
 async def test_f6_goes_round_the_sections_even_while_typing() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from textual import events
-from textual.widgets import Input, Markdown, TextArea
-from textual.widgets._markdown import MarkdownBlock
+from textual.widgets import Input, TextArea
 
 from awq_engine.report import REPORT_NAME
 from awq_tui.chat_client import ChatClient, Sampling
@@ -21,7 +20,6 @@ from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import comparison_entries, original_of
 from awq_tui.screens.sampling import SamplingModal, as_text, read_sampling
 from awq_tui.widgets.chat_log import ChatLog
-from awq_tui.widgets.markdown_feed import MarkdownFeed, reply_parser
 from awq_tui.widgets.message import Answer
 from awq_tui.widgets.prompt import Prompt
 from tests.engine.safetensors_files import model_folder
@@ -419,64 +417,6 @@ def modal_text(pilot) -> str:
     """What the topmost table shows."""
     table = pilot.app.screen.query_one(ChatTable)
     return "\n".join(str(cell) for row in range(table.row_count) for cell in table.get_row_at(row))
-
-
-PROSE = """# Title
-
-Use <b>bold</b> and `vector<int>`, <think>a thought</think> and **strong** text.
-
-- one
-- two
-  - deep
-
-```python
-x = {"a": 1}
-```
-
-<div>block</div>
-
-| a | b |
-|---|---|
-| 1 | 2 |
-
-The end.
-"""
-
-
-@pytest.mark.parametrize("step", [1, 3, 7, 50])
-async def test_streamed_markdown_ends_as_if_it_came_in_one_piece(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from textual.app import App, ComposeResult
-
-    monkeypatch.setattr("awq_tui.widgets.markdown_feed.MIN_REST", 0.0)
-    monkeypatch.setattr("awq_tui.widgets.markdown_feed.REST_PER_COST", 0.0)
-
-    class Pair(App[None]):
-        def compose(self) -> ComposeResult:
-            yield Markdown(parser_factory=reply_parser, id="streamed")
-            yield Markdown(parser_factory=reply_parser, id="whole")
-
-    app = Pair()
-    async with app.run_test(size=(80, 60)) as pilot:
-        streamed, whole = app.query_one("#streamed", Markdown), app.query_one("#whole", Markdown)
-        feed = MarkdownFeed(streamed)
-        for start in range(0, len(PROSE), step):
-            feed.feed(PROSE[start : start + step])
-            if start % (5 * step) == 0:
-                await pilot.pause()
-        await feed.finish()
-        await whole.update(PROSE)
-        await pilot.pause()
-        assert feed.text == PROSE
-        assert shape(streamed) == shape(whole)
-        assert all(
-            words in "".join(shape(streamed)) for words in ("vector<int>", "<think>a thought", "<div>block", "end.")
-        )
-
-
-def shape(markdown: Markdown) -> list[str]:
-    """Every block with its text, in order."""
-    blocks = markdown.query(MarkdownBlock)
-    return [f"{type(block).__name__}: {block._content.plain}" for block in blocks]
 
 
 @pytest.mark.parametrize(
