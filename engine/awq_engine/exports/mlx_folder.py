@@ -107,8 +107,17 @@ def _write_config(folder: Path, checkpoint: Checkpoint, specs: dict[str, QuantSp
         linear: _stated(spec) for linear, spec in specs.items() if spec != common
     }
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    config |= {"quantization": stated, "quantization_config": stated}
+    config = _positions(config) | config | {"quantization": stated, "quantization_config": stated}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _positions(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings under the names of transformers 4 too: mlx-lm takes a default where it does not find them."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return {}
+    scaled = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": None if rope.get("rope_type") == "default" else scaled}
 
 
 def _stated(spec: QuantSpec) -> dict[str, int]:
