@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,8 @@ def test_the_rate_rises_stays_and_falls(scripts):
 def test_a_short_run_learns_and_saves(scripts, tmp_path, monkeypatch, capsys):
     """A few steps on a repeating text lower its loss, and the result loads."""
     _, training = scripts
+    ticks = itertools.count()  # a step takes a tenth of a second on any machine
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
     text = tmp_path / "text.txt"
     text.write_text("The grey cat sat on the blue mat and sang. " * 400, encoding="utf-8")
     out = tmp_path / "out"
