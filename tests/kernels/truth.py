@@ -1,4 +1,4 @@
-"""Random weights and tokens, their product in float64, and the one table of tolerances."""
+"""Random weights and tokens, their product in float64, and how near to it a product can come."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from awq_kernels.int_weight import IntWeight
 
 TOLERANCE = {torch.float16: 3e-4, torch.bfloat16: 3.5e-3, torch.float32: 2e-6}
 """Relative Frobenius error that one rounding to the dtype explains."""
+FLOAT32_SUMS = 2e-6
+"""What sums in float32 of some hundreds of products add to it."""
 
 
 def random_weight(
@@ -43,6 +45,22 @@ def truth(x: torch.Tensor, weight: IntWeight, bias: torch.Tensor | None = None) 
     scale = weight.scale.double().repeat_interleave(weight.group_size, dim=1)
     y = x.double() @ ((weight.q.double() - zero_point) * scale).T
     return y if bias is None else y + bias.double()
+
+
+def best_error(
+    x: torch.Tensor, weight: IntWeight, bias: torch.Tensor | None = None, *, rounded_weights: bool = False
+) -> float:
+    """What is left of the error when nothing is rounded but the result, once, to the dtype of `x`: the least there is.
+
+    Args:
+        rounded_weights: they are rounded to that dtype too, which the vendor's product asks for.
+    """
+    expected = truth(x, weight, bias)
+    y = expected
+    if rounded_weights:
+        w = truth(torch.eye(weight.in_features), weight).to(x.dtype).double()
+        y = x.double() @ w if bias is None else x.double() @ w + bias.double()
+    return relative_error(y.to(x.dtype), expected)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
