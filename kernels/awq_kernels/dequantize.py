@@ -1,6 +1,5 @@
 """Weights in tiles as floats, for products of many tokens: limited by memory, so written in plain Triton."""
 
-# ruff: noqa: RUF005 - Triton's tuples grow by addition only
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from awq_kernels.plane import field, level, tile_constants
+from awq_kernels.plane import field, level, load_group, load_words, tile_constants
 from awq_kernels.tiles import TILE_OUT, PlaneTiles
 
 
@@ -38,14 +37,10 @@ def _dequantize_kernel(
     n = out_tile * TILE_OUT + row
     element = row[:, None] * PLANE + i[None, :]
     tile_ptr = words_ptr + (out_tile * tl.num_programs(1) + in_tile).to(tl.int64) * (WORDS * TILE_OUT * PLANE)
-    words = ()
-    for word in tl.static_range(WORDS):
-        words = words + (tl.load(tile_ptr + word * (TILE_OUT * PLANE) + element),)
+    words = load_words(tile_ptr + element, WORDS, TILE_OUT * PLANE)
     for plane in tl.static_range(PLANES):
         group = (in_tile * PLANES + plane) // PLANES_PER_GROUP
-        at_group = (out_tile * n_groups + group) * TILE_OUT + row
-        scale = tl.load(scale_ptr + at_group).to(tl.float32)
-        zero = tl.load(zero_ptr + at_group) if ZERO == 0 else tl.full((TILE_OUT,), ZERO, tl.float16)
+        scale, zero = load_group(scale_ptr, zero_ptr, (out_tile * n_groups + group) * TILE_OUT + row, ZERO)
         w = level(field(words, plane, BITS), zero[:, None], tl.float32) * scale[:, None]
         within = (in_tile * PLANES + plane) % PLANES_PER_GROUP * PLANE + i
         k = group * GROUP + within

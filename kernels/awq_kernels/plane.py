@@ -1,9 +1,11 @@
-"""What every Triton kernel needs to know of a plane of weights: its integers, and those as exact floats.
+"""What every Triton kernel does with a tile of weights: read it, take out the integers of a plane, make exact floats.
 
 These are the plain forms, without assembly: for the interpreter, for devices that have none, and for dequantization,
 which the memory limits and not the instructions.
 """
 
+# Triton's tuples grow by addition only.
+# ruff: noqa: RUF005
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
@@ -12,6 +14,22 @@ import triton
 import triton.language as tl
 
 from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
+
+
+@triton.jit
+def load_words(first_ptr, WORDS: tl.constexpr, STRIDE: tl.constexpr):
+    """The tuple of a tile's words, STRIDE elements apart, from pointers to the first one's elements; read only once."""
+    words = ()
+    for word in tl.static_range(WORDS):
+        words = words + (tl.load(first_ptr + word * STRIDE, eviction_policy="evict_first"),)
+    return words
+
+
+@triton.jit
+def load_group(scale_ptr, zero_ptr, at, ZERO: tl.constexpr):
+    """Scales in float32 and zero points as float16 1024 + z at the places `at`; ZERO is what symmetric weights share."""
+    zero = tl.load(zero_ptr + at) if ZERO == 0 else tl.full(at.shape, ZERO, tl.float16)
+    return tl.load(scale_ptr + at).to(tl.float32), zero
 
 
 @triton.jit

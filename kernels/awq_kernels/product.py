@@ -33,7 +33,7 @@ import triton.language as tl
 
 from awq_kernels import dequantize
 from awq_kernels.launches import Launch, Launches, device_of
-from awq_kernels.plane import INTERPRETED, field, level, tile_constants
+from awq_kernels.plane import INTERPRETED, field, level, load_group, load_words, tile_constants
 from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
 from awq_kernels.unpack_asm import Activations, Unpack, unpack
 
@@ -139,15 +139,12 @@ def _product_kernel(
         w_tile, scale_tile = step + w_slice, step + scale_slice
         if not WHOLE:  # a slice beyond the last tile repeats it, and meets zeros
             w_tile, scale_tile = tl.minimum(w_tile, in_tiles - 1), tl.minimum(scale_tile, in_tiles - 1)
-        words = ()
-        for word in tl.static_range(WORDS):
-            at = words_ptr + w_element + (w_tile * TILE + word * (TILE_OUT * PLANE))
-            words = words + (tl.load(at, eviction_policy="evict_first"),)
+        words = load_words(words_ptr + w_element + w_tile * TILE, WORDS, TILE_OUT * PLANE)
         scales, zeros = (), ()
         for part in tl.static_range(PARTS):
             at = (scale_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * TILE_OUT + scale_row
-            scales = scales + (tl.load(scale_ptr + at).to(tl.float32),)
-            zeros = zeros + (tl.load(zero_ptr + at) if ZERO == 0 else tl.full(scale_row.shape, ZERO, tl.float16),)
+            scale, zero = load_group(scale_ptr, zero_ptr, at, ZERO)
+            scales, zeros = scales + (scale,), zeros + (zero,)
         if ASM != "":
             operands = _operands(words, zeros, SHARED, BASES, CONSTANTS, dtype)
             levels = tl.inline_asm_elementwise(ASM, CONSTRAINTS, operands, dtype=OUTPUTS, is_pure=True, pack=2)
