@@ -27,7 +27,7 @@ def load_words(first_ptr, WORDS: tl.constexpr, STRIDE: tl.constexpr):
 
 @triton.jit
 def load_group(scale_ptr, zero_ptr, at, ZERO: tl.constexpr):
-    """Scales in float32 and zero points as float16 1024 + z at the places `at`; ZERO is what symmetric weights share."""
+    """Scales in float32 and zero points as float16 1024 + z at the places `at`; ZERO, if not 0, is all zero points."""
     zero = tl.load(zero_ptr + at) if ZERO == 0 else tl.full(at.shape, ZERO, tl.float16)
     return tl.load(scale_ptr + at).to(tl.float32), zero
 

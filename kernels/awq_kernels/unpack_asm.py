@@ -7,7 +7,8 @@ at a time; the compilers do not find this by themselves. A field at bit `o` unde
     (M + q 2**o) * 2**-o + offset,   offset = -(M 2**-o + z)
 
 Fields that reach beyond the mantissa (10 bits, 7 bits) are shifted down first. 8-bit weights do not fit into bfloat16's
-7 bits: their nibbles are read apart, as (16 high - z) + low.
+7 bits. Their low seven read as 128 + low; the eighth becomes, inverted and under a sign, the lowest bit of an exponent,
+and reads as 128 high - 256. The sum of both is q - 128, exactly.
 
 The steps are the same for both vendors and are written down in either's assembly. A block takes the tile's words, an
 offset per plane and its constants, and gives the weights of every plane. The tests emulate the text it becomes for all
@@ -23,13 +24,13 @@ from typing import Literal, NamedTuple
 from awq_kernels.tiles import MAGIC, PLANES, third_bit
 
 Activations = Literal["fp16", "bf16"]
-Kind = Literal["shift", "mask", "scale"]
+Kind = Literal["shift", "mask", "flip", "scale"]
 MANTISSA_BITS = {"fp16": 10, "bf16": 7}
 MAGIC_BITS = {"fp16": 0x6400, "bf16": 0x4300}
 """1024 and 128: the bits of a field fit below them."""
 ONE_BITS = {"fp16": 0x3C00, "bf16": 0x3F80}
-SIGN_BIT = 0x8000
-NIBBLE = 4
+MINUS_256 = 0xC380
+"""In bfloat16; with its lowest exponent bit inverted it is -128."""
 
 
 class Step(NamedTuple):
@@ -37,6 +38,7 @@ class Step(NamedTuple):
 
     shift   to = source >> amount; << where it is negative
     mask    to = (source & amount, in either half) | other
+    flip    to = (source & amount, in either half) ^ -256, in bfloat16 only
     scale   to = source * 2**-amount + other, in float pairs
     """
 
@@ -82,7 +84,7 @@ def nvidia(bits: int, activations: Activations) -> Unpack:
         return name if name in temporaries else f"${number[name[0]] + int(name[1:])}"
 
     lines = [_ptx(step, activations, register) for step in steps]
-    text = "{ .reg .b32 " + ", ".join(["factor", "other", *temporaries]) + ";\n" + "\n".join(lines) + " }"
+    text = "{ .reg .b32 " + ", ".join(["factor", *temporaries]) + ";\n" + "\n".join(lines) + " }"
     constraints = ["=&r"] * planes + ["r"] * (n_words + planes)
     return Unpack(text, ",".join(constraints), planes, (), _bases(bits, activations))
 
@@ -119,7 +121,7 @@ def _steps(bits: int, activations: Activations) -> list[Step]:
         if bits == 3:
             _three_bits(builder, plane, activations)
         elif bits > MANTISSA_BITS[activations]:
-            _two_nibbles(builder, plane, bits * plane)
+            _seven_bits_and_one(builder, plane, bits * plane)
         else:
             shift, at = _field(bits, plane, activations)
             source = builder.shifted("w0", shift)
@@ -137,14 +139,14 @@ def _three_bits(builder: _Builder, plane: int, activations: Activations) -> None
     builder.add("scale", f"p{plane}", f"p{plane}", at, f"z{plane}")
 
 
-def _two_nibbles(builder: _Builder, plane: int, shift: int) -> None:
-    """16 high - z, then the low nibble: every step is an integer of 8 bits, which bfloat16 holds exactly."""
+def _seven_bits_and_one(builder: _Builder, plane: int, shift: int) -> None:
+    """Every step is an integer that bfloat16 holds exactly: 128 + low, 128 high - 256, q - 128, q - z."""
     to, high = f"p{plane}", builder.temporary()
-    for nibble, down in ((to, shift), (high, shift + NIBBLE)):
-        builder.add("mask", nibble, builder.shifted("w0", down), 0xF, "magic")
-        builder.add("scale", nibble, nibble, 0, "-magic")
-    builder.add("scale", high, high, -NIBBLE, f"z{plane}")
+    word = builder.shifted("w0", shift)
+    builder.add("mask", to, word, 0x7F, "magic")
+    builder.add("flip", high, word, 0x80)
     builder.add("scale", to, to, 0, high)
+    builder.add("scale", to, to, 0, f"z{plane}")
 
 
 def _field(bits: int, plane: int, activations: Activations) -> tuple[int, int]:
@@ -161,7 +163,7 @@ def _field(bits: int, plane: int, activations: Activations) -> tuple[int, int]:
 
 def _bases(bits: int, activations: Activations) -> tuple[float, ...]:
     if bits > MANTISSA_BITS[activations]:
-        return (float(MAGIC),) * PLANES[bits]
+        return (float(MAGIC + 128),) * PLANES[bits]
     magic = 1 << MANTISSA_BITS[activations]
     return tuple(MAGIC - magic / (1 << _field(bits, plane, activations)[1]) for plane in range(PLANES[bits]))
 
@@ -202,15 +204,14 @@ def _ptx(step: Step, activations: Activations, register: Callable[[str], str]) -
         case "mask":
             other = _pair(magic) if other == "magic" else register(other)
             return f"lop3.b32 {to}, {source}, {_pair(step.amount)}, {other}, 0xea;"
+        case "flip":
+            return f"lop3.b32 {to}, {source}, {_pair(step.amount)}, {_pair(MINUS_256)}, 0x6a;"
         case "scale" if step.amount == 0 and activations == "fp16":
             return f"add.rn.f16x2 {to}, {source}, {register(other)};"
         case "scale":
-            constants = [f"mov.b32 factor, {_pair(_power_of_two(activations, -step.amount))};"]
-            if other == "-magic":
-                constants.append(f"mov.b32 other, {_pair(magic | SIGN_BIT)};")
-            other = "other" if other == "-magic" else register(other)
             kind = "f16x2" if activations == "fp16" else "bf16x2"
-            return " ".join([*constants, f"fma.rn.{kind} {to}, {source}, factor, {other};"])
+            factor = f"mov.b32 factor, {_pair(_power_of_two(activations, -step.amount))};"
+            return f"{factor} fma.rn.{kind} {to}, {source}, factor, {register(other)};"
 
 
 def _gcn(step: Step, register: Callable[[str], str], constant: Callable[[int], str]) -> str:
@@ -226,6 +227,8 @@ def _gcn(step: Step, register: Callable[[str], str], constant: Callable[[int], s
         case "scale":
             factor = constant(_power_of_two("fp16", -step.amount))
             return f"v_pk_fma_f16 {to}, {source}, {factor}, {register(step.other)}"
+        case "flip":
+            raise ValueError("AMD has no pairs of bfloat16")
 
 
 def _power_of_two(activations: Activations, exponent: int) -> int:

@@ -54,11 +54,13 @@ def run(text: str, registers: Registers) -> None:
         registers[to] = SEMANTICS[opcode](*values)
 
 
+LOP3: dict[int, Callable[..., np.ndarray]] = {0xEA: np.bitwise_or, 0x6A: np.bitwise_xor}
+"""Tables of three inputs: (a & b) | c and (a & b) ^ c."""
 SEMANTICS: dict[str, Callable[..., np.ndarray]] = {
     "mov.b32": lambda a: a,
     "shr.b32": lambda a, n: a >> n,
     "shl.b32": lambda a, n: a << n,
-    "lop3.b32": lambda a, b, c, table: (a & b) | c if table == 0xEA else pytest.fail("unknown table"),
+    "lop3.b32": lambda a, b, c, table: LOP3[int(table)](a & b, c),
     "add.rn.f16x2": lambda a, b: multiply_add(a, np.uint32(0x3C003C00), b, "fp16"),
     "fma.rn.f16x2": lambda a, b, c: multiply_add(a, b, c, "fp16"),
     "fma.rn.bf16x2": lambda a, b, c: multiply_add(a, b, c, "bf16"),
