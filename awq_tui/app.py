@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
-import signal
 import subprocess
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -33,28 +32,24 @@ from textual.theme import Theme
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from awq_engine.crash import write_crash_report
-from awq_engine.errors import AwqError, ExitCode
-from awq_engine.runs import Run, find_run, spawn_engine
+from awq_engine.errors import AwqError
 from awq_engine.sanitize import plain
 from awq_tui.ascii_filter import AsciiFilter
 from awq_tui.background import in_thread
-from awq_tui.machine import Machine, probe_machine
 from awq_tui.preferences import load_preferences
-from awq_tui.run_book import RunBook, RunSummary
 from awq_tui.settings import Settings, load_settings, save_settings
-from awq_tui.terminal_notice import terminal_notice
+from awq_tui.terminal_signals import TerminalSignals
 from awq_tui.themes import THEMES
 from awq_tui.widgets.glyphs import ASCII, glyphs
 
 if TYPE_CHECKING:
+    from awq_engine.runs import Run
     from awq_tui.catalog import Entry
     from awq_tui.chats import Chat
+    from awq_tui.machine import Machine
+    from awq_tui.run_book import RunSummary
 
 SECTIONS = ("models", "runs", "inspect", "chat", "compare")
-RUNS_INTERVAL = 0.5
-"""Seconds between two looks at the run directories."""
-MACHINE_INTERVAL = 5.0
 QUIT_WINDOW = 2.0
 """Seconds in which a second ctrl+c quits."""
 MIN_WIDTH, MIN_HEIGHT = 60, 16
@@ -82,10 +77,6 @@ def _choose_screen(purpose: str) -> Screen[Any]:
     from awq_tui.screens.choose import ChooseScreen
 
     return ChooseScreen(purpose)
-
-
-SECONDS_TO_QUIT = 5.0
-"""After a signal: longer than any orderly end takes."""
 
 
 class AwqApp(App[None]):
@@ -129,7 +120,7 @@ class AwqApp(App[None]):
 
     def __init__(self, run_id: str | None = None) -> None:
         super().__init__()
-        self._earlier_handlers: dict[int, Any] = {}
+        self._signals = TerminalSignals(self._end_with)
         self._run_id = run_id
         self.settings = load_settings()
         self.preferences, self._preference_problems = load_preferences()
@@ -150,16 +141,17 @@ class AwqApp(App[None]):
         self.theme = wanted if wanted in self.available_themes else Settings().theme
 
     def on_mount(self) -> None:
-        self._handle_signals()
+        self._signals.take()
         self.set_keymap(self.preferences.keys)
         for problem in self._preference_problems:
             self.notify(problem, title="Configuration", severity="warning", timeout=12)
         self.theme_changed_signal.subscribe(self, self._remember_theme)
-        self.run_worker(self._follow_runs, group="runs", exit_on_error=False)
-        self.run_worker(self._follow_machine, group="machine", exit_on_error=False)
+        self.call_after_refresh(self._watch)
         if self._run_id is None and self.settings.section in SECTIONS[1:]:
             self.switch_mode(self.settings.section)
         if self._run_id is not None:
+            from awq_engine.runs import find_run
+
             try:
                 self.open_run(find_run(self._run_id))
             except AwqError as error:
@@ -206,11 +198,26 @@ class AwqApp(App[None]):
 
     def start_engine(self, run: Run, queued: bool = False) -> None:
         """Start the run's engine, detached, and reap it when it ends; raises `AwqError` or `OSError`."""
+        from awq_engine.runs import spawn_engine
+
         self.reap(spawn_engine(run, queued=queued))
 
     def reap(self, process: subprocess.Popen[bytes]) -> None:
         """Take note of the end of a detached process, or it stays a zombie."""
         self._engines.append(process)
+
+    def reap_ended(self) -> None:
+        """Poll the engines that were started here."""
+        self._engines = [engine for engine in self._engines if engine.poll() is None]
+
+    def _watch(self) -> None:
+        """Begin to follow the runs and the machine; their modules are no part of the first picture."""
+        gc.freeze()  # collections that walk over all modules would hold up keys
+        gc.enable()
+        from awq_tui.watcher import follow_machine, follow_runs
+
+        self.run_worker(follow_runs(self, offer=self._run_id is None), group="runs", exit_on_error=False)
+        self.run_worker(follow_machine(self), group="machine", exit_on_error=False)
 
     def update_settings(self, **changes: object) -> None:
         """Change the settings and store them; a full or read-only disk costs only the memory of them."""
@@ -339,46 +346,16 @@ class AwqApp(App[None]):
         if theme.name != self.settings.theme:
             self.update_settings(theme=theme.name)
 
-    # background work
-
-    async def _follow_runs(self) -> None:
-        book = RunBook()
-        first = True
-        while True:
-            self._engines = [engine for engine in self._engines if engine.poll() is None]
-            running = {summary.run for summary in self.summaries if summary.running}
-            self.summaries = await in_thread(book.refresh)
-            self._tell_ended([summary for summary in self.summaries if summary.run in running and not summary.running])
-            if first and self._run_id is None:
-                self._offer_running()
-            first = False
-            await asyncio.sleep(RUNS_INTERVAL)
-
-    def _tell_ended(self, ended: list[RunSummary]) -> None:
-        """A toast and a sign of the terminal for every run that ended just now, unless it is on the screen."""
-        for summary in ended:
-            text = f"{summary.model_name}: {summary.status}"
-            if getattr(self.screen, "run", None) != summary.run:
-                self.notify(text, title="Run", severity="information" if summary.output else "warning", timeout=10)
-            if self._driver is not None and not self.is_headless:
-                self._driver.write(terminal_notice(self.preferences.notify, text, os.environ))
-
-    def _offer_running(self) -> None:
-        running = [summary for summary in self.summaries if summary.running]
-        if running:
-            more = f" and {len(running) - 1} more" if len(running) > 1 else ""
-            self.notify(f"{running[0].model_name}{more} is being quantized now. Press 2 to watch.", title="Running")
-
-    async def _follow_machine(self) -> None:
-        while True:
-            self.machine = await in_thread(probe_machine)
-            await asyncio.sleep(MACHINE_INTERVAL)
-
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         if event.state is WorkerState.ERROR and event.worker.error is not None:
             self.show_failure(event.worker.error)
 
     # the terminal
+
+    def tell_terminal(self, sequence: str) -> None:
+        """Write a control sequence that draws nothing, where there is a terminal."""
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(sequence)
 
     def on_resize(self, event: events.Resize) -> None:
         """Below the smallest usable size, say so instead of drawing ruins."""
@@ -391,33 +368,17 @@ class AwqApp(App[None]):
         elif not fits and not covered:
             self.push_screen(TooSmallScreen(MIN_WIDTH, MIN_HEIGHT))
 
-    def _handle_signals(self) -> None:
-        """Without these, Python dies on the spot and leaves the terminal in the alternate screen.
-
-        Plain handlers, not the loop's: when the terminal is gone, the loop may be blocked on a screen update that
-        nobody will ever take, and only the deadline set here ends the process then.
-        """
-        loop = asyncio.get_running_loop()
-
-        def handle(number: int, _: object) -> None:
-            code = int(ExitCode.INTERRUPTED) if number == signal.SIGINT else 128 + number
-            deadline = threading.Timer(SECONDS_TO_QUIT, os._exit, (code,))
-            deadline.daemon = True
-            deadline.start()
-            loop.call_soon_threadsafe(partial(self.exit, return_code=code))
-
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                self._earlier_handlers[number] = signal.signal(number, handle)
+    def _end_with(self, code: int) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(partial(self.exit, return_code=code))
 
     def on_unmount(self) -> None:
-        """Signals mean again what they meant before the app."""
-        for number, handler in self._earlier_handlers.items():
-            signal.signal(number, handler)
-        self._earlier_handlers.clear()
+        self._signals.give_back()
 
     def _handle_exception(self, error: Exception) -> None:
         """An exception nobody caught: keep a report, then let Textual restore the terminal and end."""
+        from awq_engine.crash import write_crash_report
+
         if self.crash_report is None:
             with contextlib.suppress(OSError):
                 self.crash_report = write_crash_report(error)

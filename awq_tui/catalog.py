@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, read_checkpoint
 from awq_engine.errors import AwqError, BadInputError
 from awq_engine.hub_errors import hub_errors
-from awq_engine.report import REPORT_NAME
-from awq_tui.run_book import RunSummary
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.utils import CachedRepoInfo
+
+    from awq_tui.run_book import RunSummary
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SCAN_DEPTH = 2
@@ -172,6 +172,8 @@ def _looks_like_model(folder: Path, names: set[str]) -> bool:
 
 def describe_folder(path: Path, where: Where, name: str | None = None, model: str | None = None) -> Entry:
     """The entry of a model folder; one that cannot be read says why."""
+    from awq_engine.report import REPORT_NAME  # brings much that the app's first picture does not need
+
     entry = Entry(where, name or path.name, model or str(path), path)
     try:
         checkpoint = read_checkpoint(path)

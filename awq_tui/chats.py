@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.errors import BadInputError
-from awq_engine.runs import home, write_atomically
 from awq_engine.sanitize import one_line
+from awq_engine.storage import home, write_atomically
 from awq_tui.chat_client import Sampling
 from awq_tui.thoughts import split_thought
 

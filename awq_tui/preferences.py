@@ -17,7 +17,7 @@ from typing import Any
 
 import platformdirs
 
-from awq_engine.runs import home
+from awq_engine.storage import home
 
 
 class Notify(StrEnum):

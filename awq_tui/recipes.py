@@ -13,7 +13,7 @@ from typing import Any
 from awq_engine.config import Format, Method, Preset
 from awq_engine.errors import BadInputError
 from awq_engine.format import preset_label
-from awq_engine.runs import home, write_atomically
+from awq_engine.storage import home, write_atomically
 from awq_tui.draft import Draft, TextSource
 
 OWN_OF_MODEL = ("model", "output", "overwrite")

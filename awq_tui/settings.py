@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_engine.runs import home, write_atomically
+from awq_engine.storage import home, write_atomically
 
 
 @dataclass(frozen=True)

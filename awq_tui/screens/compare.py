@@ -17,8 +17,8 @@ from textual.widgets import Input, Static
 
 from awq_engine import format as fmt
 from awq_engine.evaluations import evaluation_settings, request_stop, spawn_evaluation
-from awq_engine.runs import write_atomically
 from awq_engine.sanitize import one_line
+from awq_engine.storage import write_atomically
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import Column, Order, to_csv
 from awq_tui.results import RESULT_COLUMNS, ResultRow, as_markdown, comparable, frontier, result_rows

@@ -20,8 +20,9 @@ from textual.widgets import Input, Static
 
 from awq_engine.errors import BadInputError
 from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, summarize_roles
-from awq_engine.runs import Run, write_atomically
+from awq_engine.runs import Run
 from awq_engine.sanitize import one_line
+from awq_engine.storage import write_atomically
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, Order, filter_rows, to_csv, to_json
 from awq_tui.layer_pairs import PAIR_COLUMNS, ROLE_PAIR_COLUMNS, LayerPair, RolePair, pair_roles, pair_rows, rows_of

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -16,17 +16,18 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from awq_engine.errors import NetworkError
-from awq_engine.estimate import Speed, measured_speed
 from awq_engine.sanitize import plain
 from awq_tui import catalog
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
-from awq_tui.details import Details, look_into
-from awq_tui.run_book import RunSummary
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.model_details import ModelDetails
 from awq_tui.widgets.model_table import ModelTable
 from awq_tui.widgets.plain_input import PlainInput
+
+if TYPE_CHECKING:
+    from awq_engine.estimate import Speed
+    from awq_tui.run_book import RunSummary
 
 DEBOUNCE = 0.3
 """Seconds without a keystroke before the Hub is asked."""
@@ -99,7 +100,7 @@ wants a licence accepted first."""
 
     def on_mount(self) -> None:
         self.query_one("#list").border_title = "Models"
-        self.action_rescan()
+        self.call_after_refresh(self.action_rescan)
         self.watch(self.awq, "summaries", self._runs_changed)
 
     @property
@@ -113,6 +114,8 @@ wants a licence accepted first."""
         self.run_worker(self._scan, group="scan", exclusive=True, exit_on_error=False)
 
     async def _scan(self) -> None:
+        from awq_engine.estimate import measured_speed
+
         self._demo = [await in_thread(catalog.demo_entry)]
         self._refresh()
         self._speed = await in_thread(measured_speed)
@@ -183,6 +186,8 @@ wants a licence accepted first."""
         self.run_worker(partial(self._look, self.table.current), group="details", exclusive=True, exit_on_error=False)
 
     async def _look(self, entry: Entry | None) -> None:
+        from awq_tui.details import Details, look_into  # no part of the app's first picture
+
         if entry and entry.where is Where.HUB:
             self.query_one(ModelDetails).show(Details(entry))
             await asyncio.sleep(DEBOUNCE)

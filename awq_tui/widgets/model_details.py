@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.content import Content
 from textual.widgets import Static
 
 from awq_engine.format import count, duration, size
 from awq_engine.sanitize import one_line, plain
 from awq_tui.catalog import Entry, Where
-from awq_tui.details import Details
+
+if TYPE_CHECKING:
+    from awq_tui.details import Details
 
 ORIGINS = {
     Where.DEMO: "bundled with awq-tui",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
@@ -10,8 +12,10 @@ from textual.widgets import Static
 from awq_engine.format import size
 from awq_engine.sanitize import plain
 from awq_tui.app import SECTIONS, AwqApp
-from awq_tui.machine import Machine, Memory
-from awq_tui.run_book import RunSummary
+
+if TYPE_CHECKING:
+    from awq_tui.machine import Machine, Memory
+    from awq_tui.run_book import RunSummary
 
 
 class SectionTab(Static):

@@ -14,7 +14,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
-from awq_engine.runs import home
+from awq_engine.storage import home
 
 PACKAGES = ("awq-tui", "torch", "triton", "transformers", "huggingface_hub", "textual")
 _TOKEN = re.compile(r"hf_\w{8,}")

@@ -8,7 +8,8 @@ from subprocess import Popen
 
 from awq_engine.config import RunConfig
 from awq_engine.output import check_output
-from awq_engine.runs import Run, create_run, home, spawn_engine
+from awq_engine.runs import Run, create_run, spawn_engine
+from awq_engine.storage import home
 
 MODEL = Path(__file__).parent / "data" / "demo-model"
 EVALUATION_TEXT = MODEL.parent / "evaluation" / "stories.txt"

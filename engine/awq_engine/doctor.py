@@ -19,8 +19,8 @@ from awq_engine.demo import MODEL
 from awq_engine.disk import existing_parent
 from awq_engine.errors import first_line
 from awq_engine.format import size
-from awq_engine.runs import runs_dir
 from awq_engine.runtime import load_model, pick_device
+from awq_engine.storage import runs_dir
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, backends, choose, prepare
 from awq_kernels.int_weight import IntWeight

@@ -17,7 +17,8 @@ from typing import Any
 from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.evaluations import end_progress, report_progress, stop_requested, store_evaluation
 from awq_engine.models import resolve_model
-from awq_engine.runs import Run, home
+from awq_engine.runs import Run
+from awq_engine.storage import home
 
 
 def main(argv: list[str]) -> int:

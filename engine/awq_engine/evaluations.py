@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from awq_engine.runs import QUIET_THREADS, Run, write_atomically
+from awq_engine.runs import QUIET_THREADS, Run
+from awq_engine.storage import write_atomically
 
 RESULT, PROGRESS, LOCK, LOG, STOP = (
     "evaluation.json", "evaluating.json", "evaluation.lock", "evaluation.log", "stop-evaluation"

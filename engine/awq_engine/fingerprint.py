@@ -16,7 +16,8 @@ import torch
 from awq_engine.calibration import Calibration
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.errors import BadInputError
-from awq_engine.runs import Run, write_atomically
+from awq_engine.runs import Run
+from awq_engine.storage import write_atomically
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from awq_engine.disk import check_disk, existing_parent
 from awq_engine.errors import UsageError
 from awq_engine.estimate import Estimate
 from awq_engine.formats.limits import Format
-from awq_engine.runs import runs_dir
+from awq_engine.storage import runs_dir
 
 
 def default_output(

@@ -12,9 +12,10 @@ from awq_engine.calibration import Calibration, SourceUse, load_calibration
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError
-from awq_engine.runs import Run, write_atomically
+from awq_engine.runs import Run
 from awq_engine.runtime import load_tokenizer
 from awq_engine.self_text import write_windows
+from awq_engine.storage import write_atomically
 
 
 def run_calibration(run: Run, config: RunConfig, checkpoint: Checkpoint) -> Calibration:

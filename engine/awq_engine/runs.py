@@ -23,15 +23,13 @@ import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-
-import platformdirs
 
 from awq_engine.config import RunConfig, RunFile
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
 from awq_engine.journal import JournalReader, read_journal
+from awq_engine.storage import runs_dir, write_atomically
 
 
 class RunStatus(StrEnum):
@@ -57,16 +55,6 @@ QUIET_THREADS = {"GOMP_SPINCOUNT": "0"}
 the bundled model nine tenths of its chat speed."""
 
 _ENDINGS = {RunFinished: RunStatus.DONE, RunCancelled: RunStatus.CANCELLED, RunFailed: RunStatus.FAILED}
-
-
-def home() -> Path:
-    """Where runs and settings live: `AWQ_TUI_HOME`, or the platform's user data folder."""
-    override = os.environ.get("AWQ_TUI_HOME")
-    return Path(override).expanduser().absolute() if override else platformdirs.user_data_path("awq-tui")
-
-
-def runs_dir() -> Path:
-    return home() / "runs"
 
 
 @dataclass(frozen=True)
@@ -240,29 +228,6 @@ def spawn_engine(run: Run, *, queued: bool = False) -> subprocess.Popen[bytes]:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=environment,
                 pass_fds=[descriptor],
             )  # fmt: skip
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Temp file, fsync, rename, fsync of the folder: after this the file is whole, or was never there.
-
-    `mode` are the permissions of a new file, less what the process masks.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside `path` survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

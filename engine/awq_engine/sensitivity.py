@@ -27,9 +27,9 @@ from awq_engine.carried import Carried
 from awq_engine.disk import check_disk
 from awq_engine.errors import as_known_error, first_line
 from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS
-from awq_engine.runs import write_atomically
 from awq_engine.skeleton import Skeleton
 from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
+from awq_engine.storage import write_atomically
 
 HEAD_TOKENS = 256
 """Tokens that go through the head at once: bounds the memory of their logits."""

@@ -26,11 +26,12 @@ from awq_engine.overrides import Override, deciding_override
 from awq_engine.plan import LinearPlan, make_plan
 from awq_engine.recipe import recipe_of
 from awq_engine.rounding_cost import Costs, rounding_costs
-from awq_engine.runs import Run, write_atomically
+from awq_engine.runs import Run
 from awq_engine.sensitivity import NoGradientsError, Sensitivity, measure_sensitivity
 from awq_engine.skeleton import Skeleton
 from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.spill import NewBatches
+from awq_engine.storage import write_atomically
 from awq_engine.streams import hidden_store
 
 GROUPS = (128, 64, 32)

@@ -16,8 +16,9 @@ from awq_engine.format import size
 from awq_engine.memory import available_bytes
 from awq_engine.plan import Plan
 from awq_engine.recipe import Recipe
-from awq_engine.runs import Run, write_atomically
+from awq_engine.runs import Run
 from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
+from awq_engine.storage import write_atomically
 
 BATCH_TOKENS = 4096
 BATCH_NUMBERS = 1 << 23

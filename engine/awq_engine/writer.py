@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_header
-from awq_engine.runs import sync_directory, write_atomically
+from awq_engine.storage import sync_directory, write_atomically
 
 SHARD_BYTES = 5_000_000_000
 COPY_CHUNK = 16 << 20

@@ -16,7 +16,8 @@ from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.events import Event, RunCancelled, RunFailed, RunFinished, Warned
 from awq_engine.journal import Journal
-from awq_engine.runs import RunStatus, create_run, find_run, list_runs, write_atomically
+from awq_engine.runs import RunStatus, create_run, find_run, list_runs
+from awq_engine.storage import write_atomically
 
 LOCK = """
 import sys, time

@@ -15,7 +15,7 @@ import pytest
 from textual.command import CommandPalette
 
 from awq_engine.errors import BadInputError
-from awq_engine.runs import home
+from awq_engine.storage import home
 from awq_tui import app as app_module
 from awq_tui.app import SECTIONS, AwqApp
 from awq_tui.machine import Gpu, Machine, Memory, host_memory, parse_gpu

@@ -139,7 +139,7 @@ async def test_cancel_asks_first(live: Run) -> None:
 async def test_a_dead_engine_is_noticed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recorded_run(tmp_path, finished_blocks=2)
     started: list[Run] = []
-    monkeypatch.setattr("awq_tui.app.spawn_engine", lambda run, queued: started.append(run))
+    monkeypatch.setattr("awq_engine.runs.spawn_engine", lambda run, queued: started.append(run))
     screen = RunScreen(run)
     async with staged(screen) as pilot:
         await until(pilot, lambda: "ended without a word" in screen_text(pilot))

@@ -30,9 +30,10 @@ from awq_engine.errors import BadInputError, ExitCode, InterruptedRunError, Usag
 from awq_engine.evaluations import evaluation_settings, newest_change, store_evaluation, stored_evaluation
 from awq_engine.models import HubId, ResolvedModel, parse_model, resolve_model
 from awq_engine.report import read_report
-from awq_engine.runs import Run, RunStatus, create_run, spawn_engine, write_atomically
+from awq_engine.runs import Run, RunStatus, create_run, spawn_engine
 from awq_engine.sanitize import one_line
 from awq_engine.state import RunState, replay
+from awq_engine.storage import write_atomically
 from awq_engine.text_sources import absolute_mix, absolute_spec
 
 

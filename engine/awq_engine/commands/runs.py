@@ -9,8 +9,9 @@ from typing import Any
 from awq_engine.commands.console import note, result, result_json, table
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.format import duration, preset_label
-from awq_engine.runs import Run, find_run, list_runs, runs_dir
+from awq_engine.runs import Run, find_run, list_runs
 from awq_engine.state import replay
+from awq_engine.storage import runs_dir
 
 
 def show_runs(args: argparse.Namespace) -> int:
