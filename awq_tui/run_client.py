@@ -38,6 +38,8 @@ class Snapshot:
     status: RunStatus
     cancelling: bool
     """A stop was asked for and the engine has not yet followed."""
+    pausing: bool
+    """A pause was asked for; `state.paused` tells whether the engine has followed."""
     unreadable: int
     """Journal lines this version could not read."""
     now: float | None = None
@@ -62,7 +64,8 @@ class RunClient:
         for record in self._reader.read():
             self._state = reduce(self._state, record)
         cancelling = running and self._run.cancel_requested()
-        snapshot = Snapshot(self._state, self._status(running), cancelling, self._reader.skipped)
+        pausing = running and self._run.pause_requested()
+        snapshot = Snapshot(self._state, self._status(running), cancelling, pausing, self._reader.skipped)
         changed = self._last is None or self._key(snapshot) != self._key(self._last)
         self._last = snapshot
         return snapshot if changed else None
@@ -82,8 +85,10 @@ class RunClient:
         return self._run.status()
 
     @staticmethod
-    def _key(snapshot: Snapshot) -> tuple[int, RunStatus, bool, int]:
-        return snapshot.state.last_seq, snapshot.status, snapshot.cancelling, snapshot.unreadable
+    def _key(snapshot: Snapshot) -> tuple[int, RunStatus, bool, bool, int]:
+        return (
+            snapshot.state.last_seq, snapshot.status, snapshot.cancelling, snapshot.pausing, snapshot.unreadable
+        )  # fmt: skip
 
 
 class Replay:
@@ -121,7 +126,7 @@ class Replay:
             return None
         at_end = self._played == len(self._records)
         status = _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED) if at_end else RunStatus.RUNNING
-        return Snapshot(self._state, status, False, 0, self._records[self._played - 1].time)
+        return Snapshot(self._state, status, False, False, 0, self._records[self._played - 1].time)
 
     @property
     def _pause(self) -> float:

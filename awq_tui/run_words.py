@@ -55,6 +55,10 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
         return f"stopping after the present step{chars.ellipsis}"
     if snapshot.status is not RunStatus.RUNNING:
         return str(snapshot.status)
+    if state.paused is not None:
+        return "paused"
+    if snapshot.pausing:
+        return f"pausing after the present step{chars.ellipsis}"
     if state.phase is Phase.QUEUED:
         return f"queued behind {state.ahead} other run{'s' if state.ahead > 1 else ''}"
     if state.phase is Phase.QUANTIZING and state.current_block is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual import on
@@ -34,7 +35,7 @@ from awq_tui.widgets.layer_detail import LayerDetail, LayerView
 CLOCK_INTERVAL = 1.0
 """Seconds between two updates of the times in the header."""
 BAR_WIDTHS = (10, 40)
-REFRESHED = ("follow", "cancel", "resume", "inspect", "chat", "replay", "speed")
+REFRESHED = ("follow", "pause", "proceed", "cancel", "resume", "inspect", "chat", "replay", "speed")
 """Actions that make sense only at times."""
 
 
@@ -50,6 +51,8 @@ class RunScreen(SectionScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "follow", "Follow", id="run.follow", tooltip="Show the newest layer again."),
         Binding("v", "other_plot", "Plot", id="run.plot", tooltip="Switch between curve and histogram."),
+        Binding("p", "pause", "Pause", id="run.pause", tooltip="The engine lies still after the present step."),
+        Binding("p", "proceed", "Continue", id="run.proceed", tooltip="End the pause."),
         Binding("x", "cancel", "Cancel", id="run.cancel", tooltip="Stop after the present step; can be resumed."),
         Binding("r", "resume", "Resume", id="run.resume", tooltip="Go on from the last finished block."),
         Binding("d", "detach", "Detach", id="run.detach", tooltip="Back to the list; the run goes on."),
@@ -185,6 +188,8 @@ class RunScreen(SectionScreen):
         allowed = {
             "follow": running and not self.following,
             "other_plot": self.has_class("-narrow") and self.has_class("-low"),
+            "pause": running and not playing and self.snapshot is not None and not self.snapshot.pausing,
+            "proceed": running and not playing and self.snapshot is not None and self.snapshot.pausing,
             "cancel": running and not playing and self.snapshot is not None and not self.snapshot.cancelling,
             "resume": status is not None and status.resumable and not playing,
             "replay": playing or (status is not None and not running),
@@ -226,16 +231,25 @@ class RunScreen(SectionScreen):
     def action_other_plot(self) -> None:
         self.query_one(LayerDetail).toggle_class("-curve", "-histogram")
 
+    def action_pause(self) -> None:
+        self._ask_engine(self.run.request_pause, "pause")
+
+    def action_proceed(self) -> None:
+        self._ask_engine(self.run.end_pause, "go on")
+
     def action_cancel(self) -> None:
         question = "Stop this run after the present step? Finished blocks are kept, and it can be resumed."
         self.app.push_screen(ConfirmModal(question, "Stop"), self._cancel)
 
     def _cancel(self, yes: bool | None) -> None:
         if yes:
-            try:
-                self.run.request_cancel()
-            except OSError as error:
-                self.notify(f"The run could not be asked to stop: {error.strerror}.", severity="error")
+            self._ask_engine(self.run.request_cancel, "stop")
+
+    def _ask_engine(self, ask: Callable[[], None], wish: str) -> None:
+        try:
+            ask()
+        except OSError as error:
+            self.notify(f"The run could not be asked to {wish}: {error.strerror}.", severity="error")
 
     def action_resume(self) -> None:
         try:

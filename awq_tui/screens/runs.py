@@ -35,6 +35,7 @@ GLYPHS = {
 }
 QUEUED = "○"
 """Of a running engine that waits for other runs."""
+PAUSED = "‖"
 COLOURS = {
     RunStatus.RUNNING: "primary",
     RunStatus.DONE: "success",
@@ -161,8 +162,11 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
 
     def _cells(self, summary: RunSummary, now: float) -> list[Text]:
         colour = rich_colour(self.app.theme_variables.get(COLOURS[summary.status], ""))
-        queued = summary.running and summary.state.phase is Phase.QUEUED
-        glyph, word = (QUEUED, "queued") if queued else (GLYPHS[summary.status], summary.status)
+        glyph, word = GLYPHS[summary.status], str(summary.status)
+        if summary.running and summary.state.phase is Phase.QUEUED:
+            glyph, word = QUEUED, "queued"
+        elif summary.running and summary.state.paused is not None:
+            glyph, word = PAUSED, "paused"
         return [
             Text(f"{glyph} {word}", colour),
             Text(shorten(one_line(summary.model_name), self._widths["model"])),

@@ -151,11 +151,14 @@ def _add_quantize(commands: Commands) -> None:
 def _add_run_commands(commands: Commands) -> None:
     _add_json(_command(commands, "runs", "runs:show_runs", "list the runs, newest first"))
     watch = _command(commands, "watch", "quantize:watch", "follow a run, or replay one that ended")
+    pause = _command(commands, "pause", "runs:pause", "let a run lie still after its present step, until `resume`")
     stop = _command(commands, "cancel", "runs:cancel", "stop a run after its present step")
-    resume = _command(commands, "resume", "quantize:resume", "go on with a run that was cancelled, failed or died")
+    resume = _command(
+        commands, "resume", "quantize:resume", "go on with a run that was paused or cancelled, failed or died"
+    )
     resume.add_argument("--detach", action="store_true", help="print the run id and return at once")
     _add_json(resume)
-    for parser in (watch, stop, resume):
+    for parser in (watch, pause, stop, resume):
         parser.add_argument("run", metavar="RUN", help=RUN)
     remove = _command(commands, "rm", "runs:remove", "delete runs, but not the models they wrote")
     remove.add_argument("run", metavar="RUN", nargs="+", help=RUN)

@@ -49,6 +49,16 @@ class Queued(Event):
 
 
 @dataclass(frozen=True)
+class Paused(Event):
+    """The engine lies still, as it was asked to."""
+
+
+@dataclass(frozen=True)
+class Continued(Event):
+    """The pause is over."""
+
+
+@dataclass(frozen=True)
 class DownloadProgress(Event):
     durable: ClassVar[bool] = False
     done_bytes: int

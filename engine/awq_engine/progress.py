@@ -55,6 +55,10 @@ class ProgressLines:
 
     def _describe(self, record: e.Record) -> list[str]:
         match record.event:
+            case e.Paused():
+                return ["paused"]
+            case e.Continued():
+                return ["going on"]
             case e.Queued() as event:
                 return [f"queued behind {event.ahead} other run{'s' if event.ahead > 1 else ''}"]
             case e.RunStarted() as event:

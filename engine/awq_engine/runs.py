@@ -6,6 +6,7 @@
     RUN/blocks/        finished blocks
     RUN/engine.log     the engine's stdout and stderr
     RUN/cancel         touch it: the engine stops after the present step
+    RUN/pause          while it is there, the engine lies still after the present step (`pausing`)
     RUN/queued         the engine waits until no other run is at work (`run_queue`)
 
 Status is derived from lock and journal, never stored. Standard library and platformdirs only: the app imports this.
@@ -142,6 +143,15 @@ class Run:
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
 
+    def request_pause(self) -> None:
+        (self.path / "pause").touch()
+
+    def end_pause(self) -> None:
+        (self.path / "pause").unlink(missing_ok=True)
+
+    def pause_requested(self) -> bool:
+        return (self.path / "pause").exists()
+
     def is_queued(self) -> bool:
         """Whether its engine waits, or would wait, for other runs."""
         return (self.path / "queued").exists()
@@ -213,6 +223,7 @@ def spawn_engine(run: Run, *, queued: bool = False) -> subprocess.Popen[bytes]:
     """
     descriptor = run.take_lock()
     run.clear_cancel()
+    run.end_pause()
     (run.path / "queued").touch() if queued else run.leave_queue()
     environment = {
         **QUIET_THREADS,

@@ -141,6 +141,8 @@ class RunState:
     """Unix time the present engine process started."""
     earlier_seconds: float = 0.0
     """Time that earlier engine processes of this run worked."""
+    paused: float | None = None
+    """Unix time since which the engine lies still because it was asked to."""
     updated: float | None = None
     """Unix time of the newest event."""
     last_seq: int = 0
@@ -175,7 +177,7 @@ class RunState:
 
     def elapsed(self, now: float) -> float:
         """Seconds worked so far; `now` is Unix time."""
-        end = self.updated if self.finished and self.updated else now
+        end = self.updated if self.finished and self.updated else self.paused or now
         return self.earlier_seconds + (max(0.0, end - self.started) if self.started else 0.0)
 
     def eta(self, now: float) -> float | None:
@@ -185,6 +187,7 @@ class RunState:
         times = sorted(block.seconds for block in self.blocks.values())
         typical = times[len(times) // 2]
         left = (self.n_blocks - len(self.blocks)) * typical
+        now = self.paused or now
         running = now - self.block_started if self.block_started and self.current_block not in self.blocks else 0.0
         return max(0.0, left - min(running, typical))
 
@@ -209,16 +212,36 @@ def _apply(event: e.Event, state: RunState, time: float) -> RunState:
 
 @_apply.register
 def _(event: e.RunStarted, state: RunState, time: float) -> RunState:
-    worked = state.updated - state.started if state.started and state.updated else 0.0
+    last = state.paused or state.updated
+    worked = last - state.started if state.started and last else 0.0
     earlier = state.earlier_seconds + max(0.0, worked)
     return replace(
-        state, run=event, started=time, earlier_seconds=earlier, phase=Phase.STARTING, error=None, current_block=None
-    )
+        state, run=event, started=time, earlier_seconds=earlier, phase=Phase.STARTING, error=None, current_block=None,
+        paused=None,
+    )  # fmt: skip
 
 
 @_apply.register
 def _(event: e.Queued, state: RunState, time: float) -> RunState:
     return replace(state, phase=Phase.QUEUED, ahead=event.ahead, error=None)
+
+
+@_apply.register
+def _(event: e.Paused, state: RunState, time: float) -> RunState:
+    return replace(state, paused=time)
+
+
+@_apply.register
+def _(event: e.Continued, state: RunState, time: float) -> RunState:
+    """The clocks go on where they stood."""
+    if state.paused is None:
+        return state
+    still = time - state.paused
+    started, block_started = state.started, state.block_started
+    return replace(
+        state, paused=None, started=started + still if started is not None else None,
+        block_started=block_started + still if block_started is not None else None,
+    )  # fmt: skip
 
 
 @_apply.register

@@ -45,11 +45,12 @@ def _work(run: Run, emit: EventSink) -> int:
     import torch
 
     from awq_engine.fingerprint import stored_threads
+    from awq_engine.pausing import PausableRun
     from awq_engine.pipeline import execute
 
     if threads := config.threads or stored_threads(run):
         torch.set_num_threads(threads)
-    execute(run, emit)
+    execute(PausableRun(run.path, emit), emit)
     return ExitCode.OK
 
 

@@ -136,6 +136,22 @@ async def test_cancel_asks_first(live: Run) -> None:
         assert live.cancel_requested()
 
 
+async def test_a_run_is_paused_and_goes_on(live: Run) -> None:
+    screen = RunScreen(live)
+    async with staged(screen) as pilot:
+        await until(pilot, lambda: "Pause" in keys_in_footer(screen))
+        await pilot.press("p")
+        await until(pilot, lambda: "pausing after the present step" in screen_text(pilot))
+        assert live.pause_requested()
+        append(live, [e.Paused()], time.time)
+        await until(pilot, lambda: "paused " in screen_text(pilot))
+        assert "Continue" in keys_in_footer(screen)
+        await pilot.press("p")
+        append(live, [e.Continued()], time.time)
+        await until(pilot, lambda: "block 2/4" in screen_text(pilot) and "Pause" in keys_in_footer(screen))
+        assert not live.pause_requested()
+
+
 async def test_a_dead_engine_is_noticed_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recorded_run(tmp_path, finished_blocks=2)
     started: list[Run] = []
@@ -253,7 +269,7 @@ def test_before_the_first_block_the_plan_tells_what_is_left(live: Run) -> None:
     started = e.BlockStarted(0, "model.layers.0")
     opened = opening(4, Path("/out"), live.config())
     state = replay(e.Record(number, START, event) for number, event in enumerate([*opened, started], 1))
-    snapshot = Snapshot(state, RunStatus.RUNNING, False, 0)
+    snapshot = Snapshot(state, RunStatus.RUNNING, False, False, 0)
     assert "about 1:30 left" in times_line(snapshot, START + 10, expected=100.0)
     assert "about 1:15 left" in times_line(snapshot, START + 90, expected=100.0)
     assert "left" not in times_line(snapshot, START + 10)

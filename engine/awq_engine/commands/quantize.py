@@ -37,8 +37,12 @@ def quantize(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a run that was cancelled, failed or died."""
+    """Go on with a run that was paused or cancelled, failed or died."""
     run = find_run(args.run)
+    if run.is_locked() and run.pause_requested():
+        run.end_pause()
+        note(f"Run {run.id} goes on; watch it with `awq-tui watch {run.id}`.")
+        return ExitCode.OK
     status = run.status()
     if not status.resumable:
         hint = f"watch it with `awq-tui watch {run.id}`" if run.is_locked() else "there is nothing left to do"

@@ -1,4 +1,4 @@
-"""`runs`, `cancel` and `rm`: what there is, and how to be rid of it."""
+"""`runs`, `pause`, `cancel` and `rm`: what there is, and how to be rid of it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def cancel(args: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
+def pause(args: argparse.Namespace) -> int:
+    """Ask the engine to lie still after its present step."""
+    run = find_run(args.run)
+    if not run.is_locked():
+        raise UsageError(f"Run {run.id} is not running (it is {run.status()}), so there is nothing to pause.")
+    run.request_pause()
+    note(f"Run {run.id} pauses after the present step; go on with `awq-tui resume {run.id}`.")
+    return ExitCode.OK
+
+
 def remove(args: argparse.Namespace) -> int:
     """Delete run directories, never the models they wrote."""
     for run in [find_run(name) for name in args.run]:
@@ -47,7 +57,8 @@ def remove(args: argparse.Namespace) -> int:
 def _describe(run: Run) -> dict[str, Any]:
     status, state = run.status(), replay(run.records())
     row: dict[str, Any] = {
-        "run_id": run.id, "status": str(status), "fraction": state.fraction(),
+        "run_id": run.id, "status": "paused" if status == "running" and state.paused else str(status),
+        "fraction": state.fraction(),
         "seconds": state.elapsed(time.time() if status == "running" else state.updated or 0.0),
     }  # fmt: skip
     try:
