@@ -18,8 +18,10 @@ from awq_tui.background import in_thread
 from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
-EXPLANATION = """The output is compared with its original on text that it was not calibrated on: perplexity of both, KL
-and how often both like the same next token best. It works in a process of its own, also after you leave."""
+EXPLANATION = (
+    "The output is compared with its original on text that it was not calibrated on: perplexity of both, KL and how "
+    "often both like the same next token best. It works in a process of its own, also after you leave."
+)
 
 
 @dataclass(frozen=True)

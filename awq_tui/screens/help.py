@@ -53,7 +53,7 @@ def describe_keys(screen: Screen[Any]) -> Content:
         keys.append(screen.app.get_key_display(binding))
         bindings.setdefault(binding.action, active)
     purpose = getattr(screen, "HELP", None)
-    parts = [Content(f"{purpose.strip()}\n")] if isinstance(purpose, str) else []
+    parts = [Content(f"{' '.join(purpose.split())}\n")] if isinstance(purpose, str) else []
     for heading in HEADINGS:
         actions = groups.get(heading, {})
         if not actions:

@@ -22,6 +22,10 @@ from awq_tui.run_book import RunSummary
 from awq_tui.screens.runs import recipe
 from awq_tui.widgets.key_bar import KeyBar
 
+ROOMY = 100
+"""Cells of the terminal from which names have all the room they want."""
+RECIPE_WIDTH = 24
+
 
 class PickRunTable(DataTable[Text]):
     """The list."""
@@ -51,13 +55,16 @@ class PickRunModal(ModalScreen[Run | None]):
 
     def on_mount(self) -> None:
         table, now = self.query_one(PickRunTable), time.time()
-        for name, width in {"model": 28, "recipe": 26, "text": 16, "age": 6}.items():
+        narrow = self.app.size.width < ROOMY
+        model, text = (20, 8) if narrow else (28, 16)
+        for name, width in {"model": model, "recipe": RECIPE_WIDTH, "text": text, "age": 4}.items():
             table.add_column(name, width=width)
         for summary in self._summaries:
             file = summary.file
             table.add_row(
-                Text(shorten(one_line(summary.model_name), 28), "bold"), Text(shorten(recipe(summary), 26)),
-                Text(shorten(one_line(file.config.calibration), 16) if file else ""),
+                Text(shorten(one_line(summary.model_name), model), "bold"),
+                Text(shorten(recipe(summary), RECIPE_WIDTH)),
+                Text(shorten(one_line(file.config.calibration), text) if file else ""),
                 Text(age(now - file.created) if file else "", "dim", justify="right"),
             )  # fmt: skip
 

@@ -36,7 +36,7 @@ class SectionTab(Static):
             return
         self._shown = running
         badge = f" ●{running}" if running else ""
-        self.update(Content.assemble((f"{self.number} ", "dim"), self.section.capitalize(), (badge, "$success bold")))
+        self.update(Content.assemble((f"{self.number} ", "dim"), self.section.capitalize(), (badge, "bold")))
 
     async def on_click(self) -> None:
         await self.run_action(f"app.section('{self.section}')")

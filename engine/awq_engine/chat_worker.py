@@ -66,6 +66,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from awq_engine.chat_requests import Inbox, Request, Wire, exit_code, read_requests
 from awq_engine.errors import ResourceError
+from awq_engine.runs import NICENESS
 
 if TYPE_CHECKING:
     from awq_engine.generate import GenerationStats, PromptProgress
@@ -204,6 +205,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    os.nice(NICENESS)
     code = main()
     sys.stderr.flush()
     os._exit(code)  # an ordinary exit aborts on the lock of standard input, which the reading thread holds

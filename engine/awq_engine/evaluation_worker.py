@@ -17,7 +17,7 @@ from typing import Any
 from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.evaluations import end_progress, report_progress, stop_requested, store_evaluation
 from awq_engine.models import resolve_model
-from awq_engine.runs import Run
+from awq_engine.runs import NICENESS, Run
 from awq_engine.storage import home
 
 
@@ -73,4 +73,5 @@ def _raise_if_stopped(run: Run) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(NICENESS)
     sys.exit(main(sys.argv[1:]))

@@ -54,6 +54,8 @@ what is smaller than 32 MB: 185 MB of a run of 1.2 GB."""
 QUIET_THREADS = {"GOMP_SPINCOUNT": "0"}
 """Environment of processes that compute: idle OpenMP threads sleep instead of spinning. On a busy machine spinning cost
 the bundled model nine tenths of its chat speed."""
+NICENESS = 5
+"""Of processes that compute, as of nice(1): where they take every core, keys on the screen still come first."""
 
 _ENDINGS = {RunFinished: RunStatus.DONE, RunCancelled: RunStatus.CANCELLED, RunFailed: RunStatus.FAILED}
 

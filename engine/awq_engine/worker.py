@@ -18,7 +18,7 @@ from awq_engine.crash import versions, write_crash_report
 from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.journal import EventSink, Journal
 from awq_engine.run_queue import wait_for_turn
-from awq_engine.runs import Run
+from awq_engine.runs import NICENESS, Run
 from awq_engine.state import replay
 
 
@@ -70,4 +70,5 @@ def _fail(run: Run, emit: EventSink, error: BaseException) -> int:
 
 
 if __name__ == "__main__":
+    os.nice(NICENESS)
     sys.exit(main(sys.argv[1:]))
