@@ -7,7 +7,6 @@ end of its context, give the logits in our decoder that they give in transformer
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
@@ -24,6 +22,7 @@ from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.quick_head import QuickHead
 from awq_engine.reading import Decoder, Reader
 from awq_engine.runtime import FLOAT_BACKEND, LoadedModel
+from awq_engine.transformers_decoder import KINDS, ODD, WORDS, difference, usable_cache
 
 CHECKED = 12
 """Tokens run through both: most of them as a prompt, the last `STEPS` one by one."""
@@ -39,7 +38,11 @@ A part that is missing or misread changes logits by about their own size; where 
 @contextmanager
 def lent_reader(loaded: LoadedModel) -> Iterator[Reader]:
     """What the model has read so far, for one request; one that comes while it is lent begins with nothing."""
-    reader = loaded.kept.pop() if loaded.kept else Reader(partial(open_decoder, loaded))
+    reader = (
+        loaded.kept.pop()
+        if loaded.kept
+        else Reader(partial(open_decoder, loaded), whole=loaded.fast is None and loaded.cache != "pieces")
+    )
     try:
         yield reader
     finally:
@@ -50,7 +53,7 @@ def lent_reader(loaded: LoadedModel) -> Iterator[Reader]:
 def open_decoder(loaded: LoadedModel) -> Decoder:
     """A decoder for a new sequence."""
     if loaded.fast is None:
-        return TransformersDecoder(loaded)
+        return KINDS[loaded.cache](loaded)
     return GraphDecoder(loaded.fast) if loaded.graphs else FastDecoder(loaded.fast)
 
 
@@ -64,13 +67,21 @@ def prepare_decoding(loaded: LoadedModel, *, quick_head: bool = False) -> Loaded
         fast = read_model(loaded.model, loaded.context_length, loaded.dtype)
         _check(loaded, fast)
     except MisfitError as reason:
-        return replace(loaded, fast=None, decoding=f"transformers' forward pass, as {reason}")
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # whatever an odd model does
-        return replace(loaded, fast=None, decoding=f"transformers' forward pass, as ours failed: {first_line(error)}")
+        return _by_transformers(loaded, str(reason))
+    except ODD as error:
+        return _by_transformers(loaded, f"ours failed: {first_line(error)}")
     found = replace(loaded, fast=fast, decoding="our own decoder")
     if loaded.device.type == "cuda":
         return _with_graphs(found, fast)
     return _with_quick_head(found, fast) if quick_head else found
+
+
+def _by_transformers(loaded: LoadedModel, reason: str) -> LoadedModel:
+    try:
+        cache = usable_cache(loaded)
+    except ODD:  # it cannot be run at all: the first answer will say why
+        cache = "pieces"
+    return replace(loaded, fast=None, cache=cache, decoding=f"{WORDS[cache]}, as {reason}")
 
 
 def _with_quick_head(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
@@ -93,40 +104,13 @@ def _with_graphs(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
     return replace(loaded, graphs=True, decoding=f"{loaded.decoding}, with CUDA graphs")
 
 
-class TransformersDecoder:
-    """The model's own forward pass over transformers' cache: works for every architecture."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._model: Any = loaded.model
-        self._device = loaded.device
-        self._cache = DynamicCache(config=loaded.model.config)
-        self._length = 0
-        self._keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
-
-    @torch.inference_mode()
-    def read(self, tokens: list[int], keep: int = 1, *, exact: bool = True) -> torch.Tensor:  # always exact
-        self._length += len(tokens)
-        inputs = torch.tensor([tokens], device=self._device)
-        options = {"logits_to_keep": keep} if self._keeps else {}
-        logits = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, **options).logits
-        return logits[0, -keep:].float().cpu()
-
-    def rewind(self, length: int) -> bool:
-        try:
-            self._cache.crop(length - self._length)
-        except RuntimeError:  # states of recurrent layers, and windows that left tokens behind
-            return False
-        self._length = length
-        return True
-
-
 def _check(loaded: LoadedModel, fast: FastModel, kind: type[FastDecoder] = FastDecoder) -> None:
     """Raises `MisfitError` when our decoder does not compute what transformers computes."""
     exact = loaded.dtype == torch.float32 and loaded.backend in (FLOAT_BACKEND, "reference")
     for first in {0, max(0, (loaded.context_length or 0) - CHECKED)}:
-        difference = compare(loaded, kind(fast, first))
-        if not difference <= (EXACT if exact else ROUNDED):
-            raise MisfitError(f"its logits would differ by {difference:.1e} at position {first}")
+        found = compare(loaded, kind(fast, first))
+        if not found <= (EXACT if exact else ROUNDED):
+            raise MisfitError(f"its logits would differ by {found:.1e} at position {first}")
 
 
 @torch.inference_mode()
@@ -139,5 +123,4 @@ def compare(loaded: LoadedModel, decoder: FastDecoder) -> float:
     expected = model(input_ids=inputs, position_ids=positions, use_cache=False).logits[0].float().cpu()
     prompt = CHECKED - STEPS
     found = torch.cat([decoder.read(tokens[:prompt], prompt), *(decoder.read([token]) for token in tokens[prompt:])])
-    spread = (expected - expected.mean(-1, keepdim=True)).norm()
-    return float((found - expected).norm() / spread)
+    return difference(found, expected)

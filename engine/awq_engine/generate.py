@@ -137,11 +137,12 @@ def read_prompt(
     """
     known, logits = reader.begin(prompt)
     yield PromptProgress(known, len(prompt))
-    for at in range(known, len(prompt), PREFILL_CHUNK):
+    chunk = len(prompt) if reader.whole else PREFILL_CHUNK
+    for at in range(known, len(prompt), chunk):
         if cancelled():
             return
-        logits = reader.read(prompt[at : at + PREFILL_CHUNK], exact=True)[-1]
-        yield PromptProgress(min(at + PREFILL_CHUNK, len(prompt)), len(prompt))
+        logits = reader.read(prompt[at : at + chunk], exact=True)[-1]
+        yield PromptProgress(min(at + chunk, len(prompt)), len(prompt))
     assert logits is not None
     reader.mark(logits)
     yield logits

@@ -36,7 +36,9 @@ class Decoder(Protocol):
 class Reader:
     """A decoder and what it has read."""
 
-    def __init__(self, open_decoder: Callable[[], Decoder]) -> None:
+    def __init__(self, open_decoder: Callable[[], Decoder], *, whole: bool = False) -> None:
+        """`whole`: the decoder cannot go on with several tokens, so each prompt is to be read in one piece."""
+        self.whole = whole
         self._open = open_decoder
         self._decoder: Decoder | None = None
         self._tokens: list[int] = []
@@ -50,12 +52,12 @@ class Reader:
         The logits [vocabulary] after it come along when it was marked and is known as a whole; otherwise at least its
         last token is left to read.
         """
-        known = _common(self._tokens, prompt)
+        known = 0 if self.whole else _common(self._tokens, prompt)
         if self._marked is not None and self._marked[0] > known:
             self._marked = None
         logits = self._marked[1] if self._marked is not None and self._marked[0] == len(prompt) else None
         known = known if logits is not None else min(known, len(prompt) - 1)
-        if known < len(self._tokens) and not (self._decoder is not None and self._decoder.rewind(known)):
+        if known < len(self._tokens) and (self.whole or self._decoder is None or not self._decoder.rewind(known)):
             self._decoder, self._marked, logits, known = None, None, None, 0
         del self._tokens[known:]
         return known, logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -61,8 +61,10 @@ class LoadedModel:
     """What our own decoder runs; None where transformers' forward pass does (`decoding.prepare_decoding` decides)."""
     graphs: bool = False
     """Whether our decoder runs a step as one CUDA graph."""
+    cache: Literal["pieces", "whole", "none"] = "pieces"
+    """How much of transformers' own cache can be used (`transformers_decoder.Cache`)."""
     decoding: str = "transformers' forward pass"
-    """Which of the two, and why, as a clause."""
+    """Which decoder, and why, as a clause."""
     kept: list[Reader] = field(default_factory=list, init=False, repr=False, compare=False)
     """What was read last, unless it is lent (`decoding.lent_reader`)."""
 

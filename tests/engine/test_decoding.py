@@ -13,13 +13,14 @@ import transformers
 from rounded_checkpoint import demo_model, write_awq_folder
 from tiny_model import TINY, write_tiny_model
 
-from awq_engine.decoding import TransformersDecoder, open_decoder, prepare_decoding
+from awq_engine.decoding import open_decoder, prepare_decoding
 from awq_engine.fast_model import FastDecoder, FastModel
-from awq_engine.generate import GenerationStats, generate
+from awq_engine.generate import GenerationStats, PromptProgress, generate
 from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.runtime import LoadedModel, load_model
 from awq_engine.sampling import Sampling
+from awq_engine.transformers_decoder import TransformersDecoder
 
 TEXT = [(37 * n * n + 11) % 2000 + 3 for n in range(90)]
 LLAMA3 = {
@@ -95,6 +96,38 @@ def test_what_does_not_fit_goes_to_transformers_and_says_why(name: str, tmp_path
     assert loaded.fast is None
     assert words in loaded.decoding
     assert torch.equal(open_decoder(loaded).read(TEXT[:20], keep=20), logits)
+
+
+CACHES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "recurrent-states": ("MambaConfig", {"state_size": 8}, "each prompt as a whole"),
+    "a-cache-of-its-own": ("MiniMaxConfig", {"num_local_experts": 2, "head_dim": 16}, "transformers' forward pass"),
+    "both-directions": ("BertConfig", {}, "no cache that can be used"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_is_used_only_for_what_it_is_good_for(name: str, tmp_path: Path) -> None:
+    """A prompt in chunks, tokens, more of a prompt: always what reading everything at once gives."""
+    kind, changes, words = CACHES[name]
+    loaded = prepare_decoding(load(tmp_path / "model", kind, changes))
+    assert words in loaded.decoding
+    decoder, read = open_decoder(loaded), 0
+    for length in (20, 1, 1, 7, 1):
+        read += length
+        found = decoder.read(TEXT[read - length : read])
+        expected = expected_logits(loaded, TEXT[:read])[-1:]
+        assert (found - expected).norm() < 1e-4 * expected.norm(), read
+
+
+def test_a_prompt_is_read_as_a_whole_where_it_has_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = prepare_decoding(load(tmp_path / "model", *CACHES["recurrent-states"][:2]))
+    monkeypatch.setattr("awq_engine.generate.PREFILL_CHUNK", 4)
+    messages = [{"role": "user", "content": "Tell me about a dog."}]
+    for _ in range(2):
+        found = list(generate(loaded, messages, Sampling(max_tokens=4, temperature=0)))
+        told = [piece for piece in found if isinstance(piece, PromptProgress)]
+        assert [step.done for step in told] == [0, told[0].total]
 
 
 def test_what_changes_with_the_position_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
