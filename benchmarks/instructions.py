@@ -31,10 +31,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from awq_kernels import dequantize, product
+from awq_kernels import product
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.launches import TABLE, Device, Launch, family_of, shipped
-from awq_kernels.plane import tile_constants
 from awq_kernels.tiles import PLANES, PlaneTiles, pack_tiles
 
 TARGETS = (
@@ -134,13 +133,6 @@ def compile_product(target: str, case: Case) -> tuple[Any, int]:
     constants |= {"HAS_BIAS": True, "EXPERTS": case.experts}
     compiled = compile_kernel(gpu, product._product_kernel, constants, f"*{case.activations}")
     return compiled, case.launch.warps * gpu.warp_size
-
-
-def compile_dequantize(target: str, bits: int) -> Any:
-    """The compiled kernel that prefill begins with."""
-    return compile_kernel(
-        gpu_target(target), dequantize._dequantize_kernel, tile_constants(example(bits, 128)), "*fp16"
-    )
 
 
 def compile_kernel(gpu: GPUTarget, kernel: Any, constants: dict[str, Any], floats: str) -> Any:

@@ -11,7 +11,7 @@ What fits is found by structure, not by a table of models: the modules that a bl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from awq_engine.joined import join_linears
+from awq_engine.steps import HeadNorms, Norm, Place, Steps, TorchSteps
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,26 +39,13 @@ class MisfitError(Exception):
 
 
 @dataclass(frozen=True)
-class Norm:
-    """Root mean square norm."""
-
-    weight: torch.Tensor
-    """[width]."""
-    epsilon: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-
-
-@dataclass(frozen=True)
 class Block:
     """One decoder block."""
 
     attention_norm: Norm
     qkv: Linear
     """To queries, keys and values of all heads, in this order."""
-    head_norms: tuple[Norm, Norm] | None
-    """Of queries and of keys, head by head."""
+    head_norms: HeadNorms | None
     heads: int
     kv_heads: int
     head_dim: int
@@ -88,6 +76,8 @@ class FastModel:
     context_length: int | None
     quick_head: Linear | None = None
     """Takes the place of `head` for those who asked for it."""
+    steps: Steps = field(default_factory=TorchSteps)
+    """How what lies between the products is computed."""
 
 
 def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.dtype) -> FastModel:
@@ -164,13 +154,10 @@ def _read_block(block: Any, window: int | None) -> Block:
     width = attention.head_dim
     if keys != attention.v_proj.out_features or queries % width or keys % width or queries % keys:
         raise MisfitError(f"its attention has {queries} queries and {keys} keys in heads of {width}")
-    norms = (_norm(attention.q_norm), _norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
-    if norms and any(len(norm.weight) != width for norm in norms):
-        raise MisfitError("its queries and keys are normed across heads")
     return Block(
         attention_norm=_norm(block.input_layernorm),
         qkv=join_linears([attention.q_proj, attention.k_proj, attention.v_proj]),
-        head_norms=norms,
+        head_norms=_head_norms(attention, width) if hasattr(attention, "q_norm") else None,
         heads=queries // width,
         kv_heads=keys // width,
         head_dim=width,
@@ -192,12 +179,19 @@ def _norm(module: Any) -> Norm:
     return Norm(weight, epsilon)
 
 
+def _head_norms(attention: Any, width: int) -> HeadNorms:
+    queries, keys = _norm(attention.q_norm), _norm(attention.k_norm)
+    if len(queries.weight) != width or len(keys.weight) != width:
+        raise MisfitError("its queries and keys are normed across heads")
+    return HeadNorms(torch.stack([queries.weight, keys.weight]), (queries.epsilon, keys.epsilon))
+
+
 @dataclass(frozen=True)
 class Step:
     """Where the next tokens go and what they look at."""
 
-    where: slice | torch.Tensor
-    """Their places in the cache: consecutive ones, or int64 [n]."""
+    where: Place
+    """Their places in the cache."""
     stop: int
     """Keys in the cache from here on are not looked at."""
     masks: dict[int | None, torch.Tensor | None]
@@ -235,13 +229,13 @@ class FastDecoder:
 
     def run(self, tokens: torch.Tensor, step: Step, keep: int) -> torch.Tensor:
         """What the head makes logits of, after the last `keep` of `tokens`, int64 [n]; the cache takes them all."""
-        x = self.model.embed(tokens)
-        cos, sin = self._cos[step.where], self._sin[step.where]
+        steps, x, delta = self.model.steps, self.model.embed(tokens), None
+        rotation = self._cos[step.where], self._sin[step.where]
         for block, cache in zip(self.model.blocks, self._cache, strict=True):
-            x = x + _attention(block, cache, block.attention_norm(x), step, cos, sin)
-            gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
-            x = x + block.down(block.activation(gate) * up)
-        return self.model.norm(x[-keep:])
+            x, normed = steps.add_norm(x, delta, block.attention_norm)
+            x, normed = steps.add_norm(x, _attention(steps, block, cache, normed, step, rotation), block.mlp_norm)
+            delta = block.down(steps.gate(block.gate_up(normed), block.activation))
+        return steps.add_norm(x[-keep:], None if delta is None else delta[-keep:], self.model.norm)[1]
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens: twice as much each time, so that a token costs the same however long."""
@@ -278,21 +272,20 @@ def seen_keys(queries: torch.Tensor, n_keys: int, window: int | None) -> torch.T
 
 
 def _attention(
-    block: Block, cache: torch.Tensor, x: torch.Tensor, step: Step, cos: torch.Tensor, sin: torch.Tensor
+    steps: Steps,
+    block: Block,
+    cache: torch.Tensor,
+    x: torch.Tensor,
+    step: Step,
+    rotation: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Of the normed `x` [n, hidden], turned by `cos` and `sin` [n, 1, head_dim]; keys and values go into `cache`."""
+    """Of the normed `x` [n, hidden], turned by `rotation`; keys and values go into `cache`."""
     n, group, mask = len(x), block.heads // block.kv_heads, step.masks[block.window]
     heads = block.qkv(x).view(n, block.heads + 2 * block.kv_heads, block.head_dim)
-    turned, values = heads.split([block.heads + block.kv_heads, block.kv_heads], dim=1)
-    if block.head_norms is not None:
-        queries, keys = turned.split([block.heads, block.kv_heads], dim=1)
-        turned = torch.cat([block.head_norms[0](queries), block.head_norms[1](keys)], dim=1)
-    turned = _rotate(turned, cos, sin)
-    cache[0, :, step.where] = turned[:, block.heads :].transpose(0, 1)
-    cache[1, :, step.where] = values.transpose(0, 1)
+    queries = steps.turn(heads, block.head_norms, cache, step.where, *rotation)
     first = 0 if mask is not None or block.window is None else max(0, step.stop - block.window)
     keys, values = cache[:, :, None, first : step.stop]  # [kv_heads, 1, n_keys, head_dim]
-    queries = turned[:, : block.heads].view(n, block.kv_heads, group, block.head_dim)
+    queries = queries.view(n, block.kv_heads, group, block.head_dim)
     if n == 1:  # the heads that share a key are its queries: nothing is repeated
         y = F.scaled_dot_product_attention(queries.transpose(0, 1), keys, values, attn_mask=mask, scale=block.scale)
         return block.output(y.reshape(1, -1))
@@ -301,8 +294,3 @@ def _attention(
         queries.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None, scale=block.scale
     )
     return block.output(y.permute(2, 0, 1, 3).reshape(n, -1))
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """`x` [n, heads, head_dim] turned by position: RoFormer (arXiv:2104.09864), with the two halves as pairs."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin)

@@ -7,6 +7,7 @@ machine at hand comes first.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -90,6 +91,11 @@ TABLE: dict[str, dict[int, Widths]] = {
 }
 """Device families to blocks of tokens to launches. A family's smallest block is what its tensor cores take, its largest
 what its registers hold. NVIDIA's consumer parts share `sm_86` (100 KB of shared memory), AMD's `gfx11`."""
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, which must be the tensors' own."""
+    return contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ which the memory limits and not the instructions.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -56,6 +57,12 @@ def level(q, zero, dtype: tl.constexpr):
 
 INTERPRETED = not isinstance(field, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when this module was imported: kernels run in numpy, on CPU tensors."""
+
+
+def refuse_bfloat16(dtype: torch.dtype) -> None:
+    """`NotImplementedError` under the interpreter, which computes nonsense with bfloat16 without saying so."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        raise NotImplementedError("Triton's interpreter cannot compute with bfloat16; use float16 or float32 there")
 
 
 def tile_constants(tiles: PlaneTiles) -> dict[str, int]:

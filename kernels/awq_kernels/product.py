@@ -22,7 +22,6 @@ activations and the vendor's matrix product runs (`dequantize.py`).
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -32,8 +31,8 @@ import triton
 import triton.language as tl
 
 from awq_kernels import dequantize
-from awq_kernels.launches import Launch, Launches, device_of
-from awq_kernels.plane import INTERPRETED, field, level, load_group, load_words, tile_constants
+from awq_kernels.launches import Launch, Launches, device_of, on
+from awq_kernels.plane import INTERPRETED, field, level, load_group, load_words, refuse_bfloat16, tile_constants
 from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
 from awq_kernels.unpack_asm import Activations, Unpack, unpack
 
@@ -188,10 +187,9 @@ def matmul(
     Raises:
         NotImplementedError: bfloat16 under the interpreter, which computes nonsense with it without saying so.
     """
-    if INTERPRETED and x.dtype == torch.bfloat16:
-        raise NotImplementedError("Triton's interpreter cannot compute with bfloat16; use float16 or float32 there")
+    refuse_bfloat16(x.dtype)
     tokens = x.reshape(-1, tiles.in_features).contiguous()
-    with _on(x.device):
+    with on(x.device):
         if tokens.shape[0] > MAX_TOKENS or (x.dtype == torch.float32 and not INTERPRETED):
             y = _dequantized(tokens, tiles, bias)
         else:
@@ -271,8 +269,3 @@ def _dequantized(x: torch.Tensor, tiles: PlaneTiles, bias: torch.Tensor | None) 
         rows = slice(first * TILE_OUT, first * TILE_OUT + w.shape[0])
         y[:, rows] = F.linear(x, w, None if bias is None else bias[rows])
     return y
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which must be the tensors' own."""
-    return contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

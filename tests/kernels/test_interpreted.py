@@ -26,7 +26,9 @@ def interpret(marks: str, at_least: int) -> None:
     files = [
         str(HERE / "test_product.py"),
         str(HERE / "test_experts.py"),
+        str(HERE / "test_between.py"),
         str(HERE.parent / "engine/test_stacked_experts.py"),
+        str(HERE.parent / "engine/test_steps.py"),
     ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", *files]
     run = subprocess.run(
@@ -45,7 +47,7 @@ def interpret(marks: str, at_least: int) -> None:
 
 @needed
 def test_the_kernels_pass_in_the_interpreter() -> None:
-    interpret("not slow and not gpu", at_least=60)
+    interpret("not slow and not gpu", at_least=100)
 
 
 @needed

@@ -17,7 +17,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 from truth import random_tokens, random_weight
 
-from awq_kernels import experts, launches, product
+from awq_kernels import between, experts, launches, product
 from awq_kernels.launches import Device
 from awq_kernels.plane import INTERPRETED
 from awq_kernels.tiles import pack_tiles
@@ -62,8 +62,8 @@ def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(driver, "_active", StandIn(target))
     for module in (product, launches, experts):
         monkeypatch.setattr(module, "device_of", lambda _: device)
-    for name in ("_product_kernel", "_dequantize_kernel"):
-        kernel = getattr(product if name.startswith("_product") else product.dequantize, name)
+    kernels: list[Any] = [product._product_kernel, product.dequantize._dequantize_kernel]
+    for kernel in [*kernels, between._add_norm_kernel, between._turn_kernel, between._gate_kernel]:
         monkeypatch.setattr(kernel, "device_caches", type(kernel.device_caches)(kernel.create_binder))
     return found
 
@@ -81,3 +81,24 @@ def test_calls_compile_with_their_own_arguments(launched: list[tuple[str, tuple[
     assert launched[0][1] == (13, 1), "200 outputs in sixteens"
     assert launched[2][1] == (4, 4), "64 outputs in sixteens, a block for each row"
     assert all(compiled.asm for _, _, compiled in launched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_lies_between_products_compiles_without_spills(
+    launched: list[tuple[str, tuple[int, ...], Any]], dtype: torch.dtype
+) -> None:
+    """A block of an 8B model; the row of a norm is in registers as a whole."""
+    x = torch.zeros(1, 4096, dtype=dtype)
+    between.add_norm(x, x, x[0], 1e-5)
+    heads, cache = torch.zeros(1, 48, 128, dtype=dtype), torch.zeros(2, 8, 16, 128, dtype=dtype)
+    angles = torch.zeros(1, 1, 128, dtype=dtype)
+    between.turn(
+        heads, cache, torch.zeros(1, dtype=torch.int64), angles, angles, (angles.expand(2, 1, 128), 1e-5, 1e-5)
+    )
+    between.gate(torch.zeros(1, 2 * 14336, dtype=dtype))
+    assert [(name, grid) for name, grid, _ in launched] == [
+        ("_add_norm_kernel", (1,)), ("_turn_kernel", (1, 48)), ("_gate_kernel", (1, 14))
+    ]  # fmt: skip
+    for _, _, compiled in launched:
+        assert "ld.local" not in compiled.asm.get("ptx", "")
+        assert "vgpr_spill_count: 0" in compiled.asm.get("amdgcn", "vgpr_spill_count: 0")
