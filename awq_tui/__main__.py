@@ -6,6 +6,7 @@ Only what is asked for is imported: the command line's modules are a tenth of th
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from awq_engine.errors import AwqError, ExitCode
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`awq-tui` opens the app, and `awq-tui demo` opens it on that run, in a terminal; the rest is `awq_engine.cli`."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the Hub is asked for what a person wants, and no more
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["demo"] and _has_terminal():
         return _demo_in_app()

@@ -6,7 +6,6 @@ No Textual here. `review` looks at the disk but reads no weights; it is called a
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -155,31 +154,6 @@ def review(draft: Draft, checkpoint: Checkpoint | None, speed: Speed | None, fre
         problems |= _disk_problem(draft, forecast)
     fitting = tuple(fitting_group_sizes(block_linears(checkpoint))) if checkpoint else ()
     return Review(config, forecast, problems, _warnings(draft, config, forecast, free_memory), fitting)
-
-
-def command(config: RunConfig) -> str:
-    """The command line that starts the same run, quoted for a shell."""
-    words = ["awq-tui", "quantize", config.model, "-o", config.output]
-    words += ["--bits", str(config.bits), "--group-size", str(config.group_size), "--preset", config.preset]
-    words += ["--samples", str(config.samples), "--seq-len", str(config.seq_len)]
-    defaults = RunConfig(config.model, config.output)
-    for flag, field in (
-        ("--method", "method"),
-        ("--format", "format"),
-        ("--calibration", "calibration"),
-        ("--device", "device"),
-        ("--seed", "seed"),
-        ("--max-memory", "max_memory"),
-    ):
-        if getattr(config, field) != getattr(defaults, field):
-            words += [flag, str(getattr(config, field))]
-    words += ["--target-bpw", f"{config.target_bpw:g}"] if config.target_bpw else []
-    words += [word for override in config.overrides for word in ("--override", override)]
-    words += ["--lm-head"] if config.lm_head else []
-    words += ["--symmetric"] if config.symmetric else []
-    words += ["--answer-only"] if config.answer_only else []
-    words += ["--overwrite"] if config.overwrite else []
-    return shlex.join(words)
 
 
 def _whole(what: str, text: str) -> int:

@@ -18,6 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static
 
 from awq_engine.checkpoint import Checkpoint
+from awq_engine.command_line import command
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.estimate import Speed, block_linears, fitting_group_sizes, measured_speed
@@ -28,7 +29,7 @@ from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, open_checkpoint
 from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
-from awq_tui.draft import Draft, Review, TextSource, command, review, target_size
+from awq_tui.draft import Draft, Review, TextSource, review, target_size
 from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 from awq_engine.checkpoint import Checkpoint
+from awq_engine.command_line import shared_calibration, shared_command
 from awq_engine.config import Method, RunConfig
 from awq_engine.formats.limits import LIMITS, Format
 from awq_engine.plan import Plan
 from awq_engine.sanitize import one_line
+from awq_engine.vllm_rules import TENSOR_PARALLEL
 
 _CARD = """---
-base_model: {quoted_base}
+{metadata}
 library_name: transformers
 tags: [{method_tag}, {bits_tag}, awq-tui]
 ---
@@ -32,7 +39,16 @@ tags: [{method_tag}, {bits_tag}, awq-tui]
 | calibration | {calibration}, {samples} sequences of {seq_len} tokens |
 
 {readers}
-{report}"""
+{report}
+{serving}## Made with
+
+```
+{command}
+```
+"""
+SERVED = "FOLDER"
+"""Stands in a card for where the model lies, until it lies on the Hub."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _REPORT = "`quantization_report.json` holds the statistics of every layer.\n"
 
 
@@ -65,8 +81,8 @@ _HEAD_READERS = {
 """Where the output head is quantized too."""
 
 
-def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
-    """The README.md of the output folder."""
+def model_card(plan: Plan, checkpoint: Checkpoint, asked: RunConfig | None = None) -> str:
+    """The README.md of the output folder; `asked` is what the person wrote where the plan chose more."""
     config = plan.config
     base = one_line(_base_name(config, checkpoint))
     how, rest = _WORDS[config.method]
@@ -74,7 +90,8 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
     widths = {linear.spec.bits for linear in plan.linears}
     skipped = f"; also {len(plan.skipped)} linears that the format cannot hold" if plan.skipped else ""
     return _CARD.format(
-        base=base, quoted_base=json.dumps(base, ensure_ascii=False), title=f"{base.rpartition('/')[2]} AWQ", how=how,
+        base=base, metadata=_metadata(base, checkpoint.path / "README.md"), how=how,
+        title=f"{base.rpartition('/')[2]} AWQ",
         bits_tag=f"int{config.bits}" if len(widths) == 1 else "mixed-precision",
         width=f"{config.bits} bits" if len(widths) == 1 else f"{plan.event.bits_per_weight:.2f} bits per weight",
         group_size=config.group_size, symmetry="symmetric" if config.symmetric else "asymmetric",
@@ -86,8 +103,44 @@ def model_card(plan: Plan, checkpoint: Checkpoint) -> str:
         report=_REPORT, rest=rest, skipped=skipped,
         before=plan.event.bytes_before / 1e6, after=plan.event.bytes_after / 1e6,
         method=_method(config),
-        calibration=one_line(config.calibration), samples=config.samples, seq_len=config.seq_len,
+        calibration=one_line(shared_calibration(config.calibration)), samples=config.samples, seq_len=config.seq_len,
+        serving=_serving(plan), command=one_line(shared_command(asked or config, base)),
     )  # fmt: skip
+
+
+_LICENCE = ("license", "license_name", "license_link", "language", "pipeline_tag")
+"""What a quantized model has from its original, as the Hub calls it."""
+
+
+def _metadata(base: str, card: Path) -> str:
+    """The front matter that depends on the original: its id (the Hub refuses what is none), licence and language."""
+    found: dict[str, Any] = {}
+    if _HUB_ID.fullmatch(base):
+        found |= {"base_model": base, "base_model_relation": "quantized"}
+    found |= {key: value for key, value in _front_matter(card).items() if key in _LICENCE and value}
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in found.items())
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """Of the original's own card; empty where there is none that can be read."""
+    try:
+        found = metadata_load(card)
+    except (OSError, ValueError, YAMLError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _serving(plan: Plan) -> str:
+    """How vLLM serves it, and between how many devices its fast kernel can be shared."""
+    refused = {devices for linear in plan.event.linears for devices in linear["marlin_refuses"]}
+    sizes = [devices for devices in TENSOR_PARALLEL if devices not in refused]
+    if not sizes:
+        return ""
+    listed = ", ".join(map(str, sizes))
+    return (
+        f"## Serving\n\n```\nvllm serve {SERVED} --tensor-parallel-size {sizes[0]}\n```\n\n"
+        f"Tensor parallel sizes that keep vLLM's fast kernel for every linear: {listed}.\n\n"
+    )
 
 
 LISTED_OVERRIDES = 3
@@ -110,6 +163,7 @@ def converted_card(text: str, layout: Format) -> str:
     """
     if f"\n{_REPORT}" not in text:
         return text
+    text = re.sub(r"## Serving\n.*?(?=## )", "", text, flags=re.DOTALL)
     text = re.sub(r"\| size \| [^\n]*\n", "", text.replace(f"\n{_REPORT}", ""))
     text = re.sub(r", [\d.]+ bits per weight \|", " |", text)
     for other, limits in LIMITS.items():

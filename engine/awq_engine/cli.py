@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_convert(commands)
     _add_export(commands)
+    _add_push(commands)
     _add_others(commands)
     return parser
 
@@ -261,6 +262,16 @@ def _add_export(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="OUT", help="file or folder (default: ./MODEL.gguf or ./MODEL-mlx)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing one")
+    _add_json(parser)
+
+
+def _add_push(commands: Commands) -> None:
+    parser = _command(commands, "push", "push:push_model", "put a quantized model on the Hub")
+    parser.add_argument("model", metavar="MODEL", help="a model folder or a run id")
+    parser.add_argument("repo", metavar="REPO", help="org/name; made if it is not there yet")
+    parser.add_argument("--public", action="store_true", help="a new repository is for everybody (default: private)")
+    parser.add_argument("--dry-run", action="store_true", help="list every file and byte and stop")
+    parser.add_argument("--yes", action="store_true", help="send without asking")
     _add_json(parser)
 
 

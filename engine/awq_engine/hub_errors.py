@@ -76,7 +76,7 @@ def _about_status(status: int, repo: str) -> str | None:
     if status == 401 and _logged_in():
         return f"The Hub refused the stored login; log in again with {LOG_IN}."
     if status == 403:
-        return f"The Hub does not let this login read {repo}; ask its owner, or log in as someone else with {LOG_IN}."
+        return f"The Hub does not let this login use {repo} so; ask its owner, or log in as someone else with {LOG_IN}."
     if status in (401, 404):
         return f"There is no {repo} on the Hub, or it is private: check the name, or log in with {LOG_IN}."
     if status == 429:

@@ -46,7 +46,7 @@ def write_output(
         write_shards(staging, tensors, throttled(lambda done, total: emit(e.PhaseProgress("writing", done, total))))
         state = replay(run.records())
         result = run_result(run, plan, state, sum(tensor.nbytes for tensor in tensors))
-        card, quantization = model_card(plan, skeleton.checkpoint), quantization_config(plan, skeleton)
+        card, quantization = model_card(plan, skeleton.checkpoint, run.config()), quantization_config(plan, skeleton)
         write_side_files(staging, skeleton.checkpoint, quantization, card, build_report(state, result))
         emit(e.PhaseProgress("verifying", 0, 1))
         if head := plan.head:

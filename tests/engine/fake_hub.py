@@ -5,6 +5,7 @@ The client reads HF_ENDPOINT when it is imported, so what is tested runs in a pr
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -29,6 +30,10 @@ class FakeHub:
     url: str = ""
     requests: list[str] = field(default_factory=list)
     """`METHOD path` of every request so far."""
+    pushed: dict[str, bytes] = field(default_factory=dict)
+    """Files that a commit put into a repository, by name."""
+    created: list[dict[str, object]] = field(default_factory=list)
+    """What was asked for of each repository made."""
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was asked for."""
@@ -113,6 +118,30 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             known = path.startswith("/datasets/org/data/")
             self._send(b"{}", 404, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        path = self.path.split("?")[0]
+        self.state.requests.append(f"POST {path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if path == "/api/repos/create":
+            self.state.created.append(json.loads(body))
+            self._send(json.dumps({"url": f"{self.state.url}/org/new", "name": "org/new"}).encode())
+        elif path == "/api/validate-yaml":
+            self._send(b'{"errors": [], "warnings": []}')
+        elif "/preupload/" in path:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._send(json.dumps({"files": files}).encode())
+        elif "/commit/" in path and not path.startswith("/api/models/forbidden/"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.state.pushed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            answer = {"commitUrl": f"{self.state.url}/org/new/commit/{COMMIT}", "commitOid": COMMIT}
+            self._send(json.dumps(answer).encode())
+        else:
+            self._send(b'{"error": "refused"}', 403, {"X-Error-Message": "no"})
 
     def _entry(self, name: str) -> dict[str, object]:
         content = self.state.files[name]

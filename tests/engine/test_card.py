@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,17 +43,18 @@ def front_matter(text: str) -> dict[str, Any]:
         ("llama-\U0001f999", "llama-\U0001f999"),
     ],
 )
-def test_any_name_is_one_value_of_the_front_matter(name: str, shown: str) -> None:
+def test_no_name_gets_into_the_front_matter(name: str, shown: str) -> None:
     text = card(model=f"/models/{name}")
-    assert front_matter(text) == {
-        "base_model": shown, "library_name": "transformers", "tags": ["awq", "int4", "awq-tui"]
-    }  # fmt: skip
+    found = front_matter(text)
+    assert (found["library_name"], found["tags"]) == ("transformers", ["awq", "int4", "awq-tui"])
+    assert found.keys() <= {"library_name", "tags", "license", "language", "pipeline_tag"}
     assert f"\n# {shown} AWQ\n" in text
 
 
 def test_hub_id_is_the_base_model() -> None:
     text = card(model="org/name@main")
     assert front_matter(text)["base_model"] == "org/name"
+    assert front_matter(text)["base_model_relation"] == "quantized"
     assert "org/name quantized to 4 bits by awq-tui: AWQ (activation-aware weight quantization)." in text
 
 
@@ -77,7 +79,7 @@ def test_a_few_overrides_are_listed_and_many_are_counted() -> None:
     plan, _ = demo()
     text = card(overrides=tuple(f"*.{number}.mlp.*=skip" for number in range(50)))
     assert f"; {len(plan.linears)} linears with 4 bits, group size 64 |" in text
-    assert ".mlp." not in text
+    assert ".mlp." not in text.partition("## Made with")[0]
 
 
 def test_a_card_follows_its_weights_into_another_format() -> None:
@@ -89,3 +91,39 @@ def test_a_card_follows_its_weights_into_another_format() -> None:
     assert "since October 2025" in converted
     assert front_matter(converted) == front_matter(other)
     assert converted_card("# Somebody's model\n", Format.AWQ) == "# Somebody's model\n"
+
+
+def test_the_licence_goes_along_and_nothing_else_does(tmp_path: Path) -> None:
+    plan, checkpoint = demo()
+    original = dataclasses.replace(checkpoint, path=tmp_path)
+    assert "license" not in front_matter(model_card(plan, original))
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, de]\nwidget: [x]\n---\n# Theirs\n")
+    found = front_matter(model_card(plan, original))
+    assert (found["license"], found["language"]) == ("apache-2.0", ["en", "de"])
+    assert "widget" not in found
+    for damaged in (
+        b"---\n{[\n---\n",
+        b"\xff\xfe",
+        b"---\n- 1\n---\n",
+        b"---\na: !!python/object/apply:os.system [x]\n---\n",
+    ):
+        (tmp_path / "README.md").write_bytes(damaged)
+        assert "license" not in front_matter(model_card(plan, original))
+
+
+def test_the_command_makes_the_same_again_without_telling_where_files_lie() -> None:
+    text = card(model="/home/me/secret/tiny", output="/home/me/out/tiny-AWQ", calibration="/home/me/notes.txt", seed=3)
+    assert "awq-tui quantize tiny -o tiny-AWQ --bits 4 --group-size 64" in text
+    assert "--calibration notes.txt --seed 3" in text
+    assert "/home/me" not in text
+
+
+def test_serving_names_the_sizes_that_work() -> None:
+    plan, checkpoint = demo()
+    linears = [{**linear, "marlin_refuses": [4, 8] if n else [8]} for n, linear in enumerate(plan.event.linears)]
+    text = model_card(dataclasses.replace(plan, event=dataclasses.replace(plan.event, linears=linears)), checkpoint)
+    assert "vllm serve FOLDER --tensor-parallel-size 1" in text
+    assert "for every linear: 1, 2." in text
+    nowhere = [{**linear, "marlin_refuses": [1, 2, 4, 8]} for linear in plan.event.linears]
+    text = model_card(dataclasses.replace(plan, event=dataclasses.replace(plan.event, linears=nowhere)), checkpoint)
+    assert "## Serving" not in text

@@ -30,7 +30,7 @@ SENTENCES = {
     "unknown/model": ("There is no unknown/model on the Hub, or it is private", "hf auth login"),
     "revision/model@nope": ("revision/model has no revision 'nope'",),
     "disabled/model": ("has disabled disabled/model",),
-    "forbidden/model": ("does not let this login read forbidden/model",),
+    "forbidden/model": ("does not let this login use forbidden/model",),
     "login/model": ("refused the stored login",),
     "broken/model": ("reply about broken/model cannot be understood",),
 }

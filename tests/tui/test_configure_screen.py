@@ -14,6 +14,7 @@ from textual.widgets import Input
 
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.cli import build_parser
+from awq_engine.command_line import command
 from awq_engine.commands.quantize import config_of
 from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import NetworkError
@@ -21,7 +22,7 @@ from awq_engine.runs import Run, list_runs
 from awq_tui import catalog
 from awq_tui.app import AwqApp
 from awq_tui.catalog import Entry, Where
-from awq_tui.draft import Draft, TextSource, command, review
+from awq_tui.draft import Draft, TextSource, review
 from awq_tui.screens.configure import ConfigureScreen
 from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.run import RunScreen
