@@ -87,7 +87,7 @@ def test_what_was_shown_is_what_arrives(model: Path):
         shown = json.loads(done.stdout)
         assert {name: len(content) for name, content in hub.pushed.items()} == shown["files"]
         assert hub.pushed["model.safetensors"] == (model / "model.safetensors").read_bytes()
-        assert hub.created[0]["private"] is True
+        assert hub.created[0]["visibility"] == "private"
     assert "hf_secret" not in done.stdout + done.stderr
 
 
