@@ -6,15 +6,20 @@ For every shape, group size and number of tokens: results are checked against fl
 weights take turns beyond four times the last cache, fifty launches or more are captured in one graph, the median of its
 replays counts, and every kernel is timed twice, before and after the others. Ceilings (a copy, a sum) are measured in
 the same run. Rows go to `results/kernel_bandwidth.csv` and the screen. Others: the vendor's product in 16 bits, torch's
-tinygemm (bfloat16), and gemlite where it is installed.
+tinygemm (bfloat16), and, where they are installed, gemlite and AutoAWQ's Triton kernel. One that fails, or whose result
+is wrong, is said and left empty; the rest goes on.
+
+With TRITON_INTERPRET=1 and no GPU this is a rehearsal: tiny weights, every line run, nothing kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +27,14 @@ import torch.nn.functional as F
 import triton
 
 from awq_engine.bench import check, moved_bytes, random_weight, stored_bytes
+from awq_engine.errors import first_line
+from awq_engine.formats import awq
+from awq_engine.spec import QuantSpec
 from awq_engine.tuned import measured_launches
 from awq_kernels import reference, timing
 from awq_kernels.dispatch import prepare
 from awq_kernels.int_weight import IntWeight
+from awq_kernels.plane import INTERPRETED
 from awq_kernels.tuning import kernel_version
 from benchmarks.results_file import append_rows
 
@@ -39,6 +48,11 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 QUICK_TOKENS = (1, 8, 16, 64, 1024)
 OTHER_GROUPS = (64, 32)
 """Measured for two shapes only."""
+REHEARSED = ((64, 128, 64), (64, 128, 32))
+"""Outputs, inputs and group of a rehearsal."""
+OTHERS = ("floats", "tinygemm", "gemlite", "autoawq")
+WRONG = 0.05
+"""Relative error from which on a peer's result is no rounding error."""
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -49,16 +63,19 @@ def main() -> int:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not INTERPRETED:
         print("benchmarks.kernel_bandwidth needs a GPU; on a CPU run awq-tui bench.", file=sys.stderr)
         return 2
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
     ceilings = {"copy_GBps": timing.copy_bandwidth(device) / 1e9, "read_GBps": timing.read_bandwidth(device) / 1e9}
-    print(f"{torch.cuda.get_device_name()}: " + ", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
-    for out_features, in_features, group_size in _cases(args.quick):
+    name = "a rehearsal" if INTERPRETED else torch.cuda.get_device_name()
+    print(f"{name}: " + ", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
+    for out_features, in_features, group_size in REHEARSED if INTERPRETED else _cases(args.quick):
         weight = random_weight(out_features, in_features, args.bits, group_size)
-        tokens = QUICK_TOKENS if args.quick else TOKENS
-        append_rows("kernel_bandwidth", list(_rows(weight, getattr(torch, args.dtype), tokens, device, ceilings)))
+        tokens = (1, 70) if INTERPRETED else QUICK_TOKENS if args.quick else TOKENS
+        rows = list(_rows(weight, getattr(torch, args.dtype), tokens, device, ceilings))
+        if not INTERPRETED:
+            append_rows("kernel_bandwidth", rows)
     return 0
 
 
@@ -74,10 +91,10 @@ def _cases(quick: bool) -> Iterator[tuple[int, int, int]]:
 def _rows(
     weight: IntWeight, dtype: torch.dtype, tokens: tuple[int, ...], device: torch.device, ceilings: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    turns = timing.copies_beyond_cache(stored_bytes(weight), device)
+    turns = _turns(stored_bytes(weight), device)
     launches = measured_launches("triton", device)
     ours = [prepare(weight, "triton", device, launches) for _ in range(turns)]
-    others = dict(_others(weight, dtype, device))
+    others = _others(weight, dtype, device)
     for n_tokens in tokens:
         x = torch.randn(n_tokens, weight.in_features, dtype=dtype, device=device)
         poison = torch.full((n_tokens, weight.out_features), float("nan"), dtype=dtype, device=device)
@@ -85,9 +102,7 @@ def _rows(
         error = check(ours[0], weight, x)
         assert torch.equal(ours[0](x), ours[0](x)), "the same call gave different bits"
         before = timing.time_calls([partial(call, x) for call in ours], device)
-        peers = {
-            name: timing.time_calls([partial(call, x) for call in calls], device) for name, calls in others.items()
-        }
+        peers = {name: _time_other(name, calls, weight, x) for name, calls in others.items()}
         after = timing.time_calls([partial(call, x) for call in ours], device)
         speed = moved_bytes(weight, x) / min(before.seconds, after.seconds) / 1e9
         row: dict[str, Any] = {
@@ -98,25 +113,58 @@ def _rows(
             "of_copy": f"{speed / ceilings['copy_GBps']:.3f}", "of_read": f"{speed / ceilings['read_GBps']:.3f}",
             "relative_error": f"{error:.2e}",
         }  # fmt: skip
-        for name in ("floats", "tinygemm", "gemlite"):
+        for name in OTHERS:
             found = peers.get(name)
             row[f"{name}_us"] = f"{1e6 * found.seconds:.2f}" if found else ""
         print(" ".join(str(row[key]) for key in list(row)[3:]), flush=True)
         yield row
 
 
-def _others(weight: IntWeight, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, list[Call]]]:
-    floats = reference.dequantize(weight.to(device), dtype)
-    turns = timing.copies_beyond_cache(floats.nbytes, device)
-    yield "floats", [partial(F.linear, weight=floats.clone()) for _ in range(turns)]
-    turns = timing.copies_beyond_cache(stored_bytes(weight), device)
-    if weight.bits == 4 and dtype == torch.bfloat16:
-        yield "tinygemm", [_tinygemm(weight.to(device)) for _ in range(turns)]
-    if weight.bits in (2, 4, 8) and (make := _gemlite()) is not None:
-        yield "gemlite", [make(weight.to(device), dtype) for _ in range(turns)]
+def _turns(nbytes: int, device: torch.device) -> int:
+    return 2 if INTERPRETED else timing.copies_beyond_cache(nbytes, device)
 
 
-def _tinygemm(weight: IntWeight) -> Call:
+def _others(weight: IntWeight, dtype: torch.dtype, device: torch.device) -> dict[str, list[Call]]:
+    """As many calls of each as take its weights beyond the cache; without those that are not here or cannot be made."""
+    makers = {
+        "floats": lambda: _floats,
+        "tinygemm": lambda: _tinygemm if weight.bits == 4 and dtype == torch.bfloat16 else None,
+        "gemlite": lambda: _gemlite() if weight.bits in (2, 4, 8) else None,
+        "autoawq": lambda: _autoawq() if weight.bits == 4 and dtype == torch.float16 else None,
+    }
+    found: dict[str, list[Call]] = {}
+    for name, maker in makers.items():
+        turns = _turns(weight.q.numel() * 2 if name == "floats" else stored_bytes(weight), device)
+        try:
+            if (make := maker()) is not None:
+                found[name] = [make(weight.to(device), dtype) for _ in range(turns)]
+        except Exception as error:  # somebody else's code: whatever it raises must not end the measurement
+            _say_failed(name, error)
+    return found
+
+
+def _time_other(name: str, calls: list[Call], weight: IntWeight, x: torch.Tensor) -> timing.Timing | None:
+    """None where it fails, or gives something else."""
+    try:
+        expected = x.cpu().double() @ reference.dequantize(weight).double().T
+        error = float((calls[0](x).cpu().double() - expected).norm() / expected.norm())
+        if not error < WRONG:
+            raise ArithmeticError(f"its result is wrong by {error:.1e}")
+        return timing.time_calls([partial(call, x) for call in calls], x.device)
+    except Exception as error:
+        _say_failed(name, error)
+        return None
+
+
+def _say_failed(name: str, error: Exception) -> None:
+    print(f"{name} is left out: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
+
+
+def _floats(weight: IntWeight, dtype: torch.dtype) -> Call:
+    return partial(F.linear, weight=reference.dequantize(weight, dtype))
+
+
+def _tinygemm(weight: IntWeight, dtype: torch.dtype) -> Call:
     """torch's own kernel: w = (q - 8) * scale + zero, integers in pairs, the even one in the high bits."""
     scale = weight.scale.float()
     zero = (8 - weight.zero_point.float()) * scale
@@ -138,6 +186,26 @@ def _gemlite() -> Callable[[IntWeight, torch.dtype], Call] | None:
         )
         layer.pack(weight.q, weight.scale.to(dtype), weight.zero_point.to(dtype), bias=None)
         return layer
+
+    return make
+
+
+def _autoawq() -> Callable[[IntWeight, torch.dtype], Call] | None:
+    """Its Triton kernel, read from its file: the package itself does not load beside transformers of today."""
+    found = importlib.util.find_spec("awq")
+    if found is None or found.origin is None:
+        return None
+
+    def make(weight: IntWeight, dtype: torch.dtype) -> Call:
+        assert found.origin
+        spec = importlib.util.spec_from_file_location("awq_gemm", Path(found.origin).parent / "modules/triton/gemm.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        packed = awq.pack(weight, QuantSpec(4, weight.group_size, symmetric=False), "peer")
+        q, zeros, scales = (packed[part].to(weight.q.device) for part in ("qweight", "qzeros", "scales"))
+        return lambda x: module.awq_gemm_triton(x, q, scales.to(dtype), zeros, 8)
 
     return make
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from truth import FLOAT32_SUMS, best_error, random_tokens, random_weight, relative_error, truth
 
 from awq_kernels import product, tuning
@@ -49,6 +51,38 @@ def check(shape: tuple[int, int, int], bits: int, n_tokens: int, symmetric: bool
 @pytest.mark.parametrize(("shape", "n_tokens"), zip(SHAPES, (1, 2, 17, 3, 8, 9, 1), strict=True), ids=str)
 def test_matches_float64(shape: tuple[int, int, int], bits: int, n_tokens: int) -> None:
     check(shape, bits, n_tokens, symmetric=False)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    bits=st.sampled_from(list(PLANES)),
+    out_features=st.integers(1, 70),
+    group_size=st.integers(8, 80),
+    n_groups=st.integers(1, 3),
+    symmetric=st.booleans(),
+    n_tokens=st.sampled_from([1, 3, 8, 9, 65]),
+)
+def test_any_shape(
+    bits: int, out_features: int, group_size: int, n_groups: int, symmetric: bool, n_tokens: int
+) -> None:
+    """Sizes that are a multiple of nothing: also one output, and prime groups."""
+    check((out_features, group_size * n_groups, group_size), bits, n_tokens, symmetric)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    bits=st.sampled_from(list(PLANES)),
+    out_features=st.integers(1, 200),
+    group_size=st.integers(8, 200),
+    n_groups=st.integers(1, 5),
+    symmetric=st.booleans(),
+    n_tokens=st.integers(1, 80),
+)
+def test_any_shape_at_length(
+    bits: int, out_features: int, group_size: int, n_groups: int, symmetric: bool, n_tokens: int
+) -> None:
+    check((out_features, group_size * n_groups, group_size), bits, n_tokens, symmetric)
 
 
 @pytest.mark.slow
