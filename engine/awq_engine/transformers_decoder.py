@@ -12,6 +12,7 @@ import inspect
 from typing import Any, Literal
 
 import torch
+from transformers import DynamicCache
 
 from awq_engine.reading import Decoder
 from awq_engine.runtime import LoadedModel
@@ -20,9 +21,9 @@ Cache = Literal["pieces", "whole", "none"]
 """What a cache is good for: to go on with any number of tokens, with one, or not at all."""
 PROMPT, REST, SINGLE = 5, 4, 3
 """Tokens read in the check: a prompt in two pieces, or at once, then some one by one."""
-SIMILAR = {torch.float32: 0.01, torch.bfloat16: 0.05, torch.float16: 0.05}
-"""Largest relative difference of logits, by what activations are rounded to: a cache that is not usable changes them by
-0.02 to their own size, rounding by 1e-5 to 3e-3, and where it sends a token to another expert by more."""
+SIMILAR = 0.05
+"""Largest relative difference of logits: a cache that is not usable changes them by 0.1 to their own size, rounding by
+1e-5 to 3e-3, and where it sends a token to another expert, or a recurrence amplifies it, by a few hundredths."""
 ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Whatever goes wrong in a forward pass that is called in a way it does not know."""
 
@@ -59,19 +60,18 @@ class TransformersDecoder:
 
     def begin(self) -> None:
         """Forget everything."""
-        self._cache: Any = None
+        self._cache = DynamicCache(config=self._model.config)
         self._length = 0
 
     @torch.inference_mode()
     def read(self, tokens: list[int], keep: int = 1, *, exact: bool = True) -> torch.Tensor:  # always exact
         self._length += len(tokens)
         inputs = torch.tensor([tokens], device=self._device)
-        options: dict[str, Any] = {} if self._cache is None else {self._name: self._cache}
+        options: dict[str, Any] = {self._name: self._cache}
         if self._keeps:
             options["logits_to_keep"] = keep
-        found = self._model(input_ids=inputs, use_cache=True, **options)
-        self._cache = getattr(found, self._name)  # of the kind that the model made for itself
-        return found.logits[0, -keep:].float().cpu()
+        logits = self._model(input_ids=inputs, use_cache=True, **options).logits
+        return logits[0, -keep:].float().cpu()
 
     def rewind(self, length: int) -> bool:
         try:
@@ -112,14 +112,13 @@ WORDS: dict[Cache, str] = {
 
 def usable_cache(loaded: LoadedModel) -> Cache:
     """What the cache of this model gives the same logits for as reading everything at once."""
-    similar = SIMILAR[torch.bfloat16 if loaded.backend == "cpu" else loaded.dtype]
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])  # pyright: ignore
     tokens = [(7919 * n + 13) % vocabulary for n in range(PROMPT + REST + SINGLE)]
     expected = RereadDecoder(loaded).read(tokens, keep=len(tokens))
     pieces: dict[Cache, list[int]] = {"pieces": [PROMPT, REST], "whole": [PROMPT + REST]}
     for cache, lengths in pieces.items():
         with contextlib.suppress(*ODD):
-            if difference(_read(KINDS[cache](loaded), tokens, [*lengths, *[1] * SINGLE]), expected) <= similar:
+            if difference(_read(KINDS[cache](loaded), tokens, [*lengths, *[1] * SINGLE]), expected) <= SIMILAR:
                 return cache
     return "none"
 

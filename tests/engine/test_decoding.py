@@ -100,7 +100,7 @@ def test_what_does_not_fit_goes_to_transformers_and_says_why(name: str, tmp_path
 
 CACHES: dict[str, tuple[str, dict[str, Any], str]] = {
     "recurrent-states": ("MambaConfig", {"state_size": 8}, "each prompt as a whole"),
-    "a-cache-of-its-own": ("MiniMaxConfig", {"num_local_experts": 2, "head_dim": 16}, "transformers' forward pass"),
+    "a-cache-of-its-own": ("MiniMaxConfig", {"num_local_experts": 2, "head_dim": 16}, "no cache that can be used"),
     "both-directions": ("BertConfig", {}, "no cache that can be used"),
 }
 
