@@ -3,7 +3,7 @@
 # torch comes from wherever pip is configured to look: its CPU build where one is offered, else the registry's own.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix bench test-gpu
+.PHONY: help run test check fix bench docs test-gpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -19,6 +19,7 @@ help:
 	@echo "make check     formatting, lint, types, import directions, then the tests"
 	@echo "make fix       format, and mend what the linter can"
 	@echo "make bench     measure this machine"
+	@echo "make docs      build the documentation into build/docs; a broken link fails"
 	@echo "make test-gpu  run the tests that need a GPU"
 
 run: $(STAMP)
@@ -40,6 +41,10 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

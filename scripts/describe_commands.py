@@ -1,0 +1,111 @@
+"""Write docs/reference/: every command with its options and exit codes, and every event of a run, from the code itself.
+
+    python scripts/describe_commands.py
+
+`tests/engine/test_reference.py` fails while the pages are not what this writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from awq_engine import events
+from awq_engine.cli import build_parser
+from awq_engine.errors import ExitCode
+
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+WRITTEN = "Written by `scripts/describe_commands.py` from the code."
+EXITS = {
+    ExitCode.OK: "done",
+    ExitCode.BUG: "a bug of ours, with a report; or the written files did not compute what was meant",
+    ExitCode.BAD_INPUT: "an option, file, folder, model or text that cannot be used",
+    ExitCode.NO_RESOURCES: "not enough memory or disk",
+    ExitCode.NETWORK: "the Hub: offline, unknown, gated, broken",
+    ExitCode.INTERRUPTED: "cancelled or interrupted; `awq-tui resume` goes on",
+}
+
+
+def commands_page() -> str:
+    """The command line as argparse knows it."""
+    parser = build_parser()
+    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [
+        "# Commands",
+        "",
+        WRITTEN,
+        "",
+        "`awq-tui` alone opens the app. Results go to stdout, progress to stderr.",
+        "",
+    ]
+    lines += ["| exit code | |", "|---:|---|", *(f"| {int(code)} | {EXITS[code]} |" for code in ExitCode), ""]
+    for name, command in subparsers.choices.items():
+        usage = re.sub(r"\s+", " ", command.format_usage().removeprefix("usage: ")).strip()
+        lines += [f"## {name}", "", command.description or "", "", "```", usage, "```", "", "| | |", "|---|---|"]
+        lines += [f"| {_names(action)} | {_help(action)} |" for action in command._actions if action.dest != "help"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _names(action: argparse.Action) -> str:
+    metavar = f" {action.metavar or action.dest.upper()}" if action.option_strings and action.nargs != 0 else ""
+    return f"`{', '.join(action.option_strings) or action.metavar or action.dest}{metavar}`"
+
+
+def _help(action: argparse.Action) -> str:
+    text = str(action.help or "").replace("%%", "%").replace("|", "\\|")
+    if action.choices:
+        text = f"{text}{': ' if text else ''}{', '.join(f'`{choice}`' for choice in action.choices)}"
+    default = action.default
+    named = "default" in text or default in (None, False, [], argparse.SUPPRESS) or not action.option_strings
+    return text if named else f"{text} (default `{default}`)"
+
+
+def events_page() -> str:
+    """The lines of a run's journal."""
+    lines = [
+        "# Events of a run", "", WRITTEN, "",
+        "A run's folder has `journal.jsonl`, one JSON object a line: `seq`, `time` (Unix seconds), `kind`, and the fields",
+        "below. Readers must skip kinds and fields they do not know.", "",
+    ]  # fmt: skip
+    for event in sorted(events.Event.__subclasses__(), key=lambda each: each.kind()):
+        lines += [f"## {event.kind()}", "", _own_words(event), ""]
+        rows = [f"| `{name}` | `{kind}` | {text} |" for name, kind, text in _fields(event)]
+        lines += ["| field | | |", "|---|---|---|", *rows, ""] if rows else []
+    return "\n".join(lines)
+
+
+def _own_words(event: type[events.Event]) -> str:
+    text = event.__doc__ or ""
+    return "" if text.startswith(f"{event.__name__}(") else inspect.cleandoc(text).replace("\n", " ")
+
+
+def _fields(event: type[events.Event]) -> Iterator[tuple[str, str, str]]:
+    """Name, type and the string that follows each field in the source."""
+    body = ast.parse(inspect.getsource(event)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    fields = {field.name for field in dataclasses.fields(event)}
+    for statement, after in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and after.value.value
+            if statement.target.id in fields:
+                words = inspect.cleandoc(str(said)).replace("\n", " ").replace("|", "\\|") if said else ""
+                yield statement.target.id, ast.unparse(statement.annotation).replace("|", "or"), words
+
+
+PAGES = {"commands.md": commands_page, "events.md": events_page}
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page().rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
