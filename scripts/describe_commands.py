@@ -70,8 +70,8 @@ def events_page() -> str:
     """The lines of a run's journal."""
     lines = [
         "# Events of a run", "", WRITTEN, "",
-        "A run's folder has `journal.jsonl`, one JSON object a line: `seq`, `time` (Unix seconds), `kind`, and the fields",
-        "below. Readers must skip kinds and fields they do not know.", "",
+        "A run's folder has `journal.jsonl`, one JSON object a line: `seq`, `time` (Unix seconds), `kind`, and the",
+        "fields below. Readers must skip kinds and fields they do not know.", "",
     ]  # fmt: skip
     for event in sorted(events.Event.__subclasses__(), key=lambda each: each.kind()):
         lines += [f"## {event.kind()}", "", _own_words(event), ""]
