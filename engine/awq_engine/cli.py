@@ -279,6 +279,10 @@ def _add_others(commands: Commands) -> None:
     demo = _command(commands, "demo", "demo:run_demo", "the whole job on the bundled model, offline")
     _add_json(demo)
     _add_json(_command(commands, "doctor", "doctor:show_doctor", "say what this machine can do, and why"))
+    completion = _command(
+        commands, "completion", "completion:show_completion", "print a script that completes commands"
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"], help='eval "$(awq-tui completion bash)"')
     bench = _command(
         commands, "bench", "bench:bench", "measure how fast this machine multiplies with quantized weights"
     )

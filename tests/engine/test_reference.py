@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from describe_commands import EXITS, FOLDER, PAGES  # noqa: E402
 
-from awq_engine.cli import build_parser  # noqa: E402
+from awq_engine.cli import build_parser, main  # noqa: E402
 from awq_engine.errors import ExitCode  # noqa: E402
 
 GUIDES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -47,3 +48,12 @@ def test_guides_name_commands_and_options_that_exist(guide: Path):
 
 OTHERS = {"--quantization", "--tensor-parallel-size", "--upgrade"}
 """Of other programs."""
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    words = "COMP_WORDS=(awq-tui quantize model --pre); COMP_CWORD=3; _shtab_awq_tui; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", f"source {script}; {words}"], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["--preset"]
