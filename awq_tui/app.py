@@ -43,6 +43,7 @@ from awq_tui.themes import THEMES
 from awq_tui.widgets.glyphs import ASCII, glyphs
 
 if TYPE_CHECKING:
+    from awq_engine.downloads import Download
     from awq_engine.runs import Run
     from awq_tui.catalog import Entry
     from awq_tui.chats import Chat
@@ -116,6 +117,8 @@ class AwqApp(App[None]):
 
     summaries: reactive[tuple[RunSummary, ...]] = reactive((), init=False, repaint=False)
     """Every run, newest first."""
+    downloads: reactive[tuple[Download, ...]] = reactive((), init=False, repaint=False)
+    """Models that are being fetched from the Hub, or could not be."""
     machine: reactive[Machine | None] = reactive(None, init=False, repaint=False)
 
     def __init__(self, run_id: str | None = None) -> None:
@@ -214,9 +217,10 @@ class AwqApp(App[None]):
         """Begin to follow the runs and the machine; their modules are no part of the first picture."""
         gc.freeze()  # collections that walk over all modules would hold up keys
         gc.enable()
-        from awq_tui.watcher import follow_machine, follow_runs
+        from awq_tui.watcher import follow_downloads, follow_machine, follow_runs
 
         self.run_worker(follow_runs(self, offer=self._run_id is None), group="runs", exit_on_error=False)
+        self.run_worker(follow_downloads(self), group="downloads", exit_on_error=False)
         self.run_worker(follow_machine(self), group="machine", exit_on_error=False)
 
     def update_settings(self, **changes: object) -> None:

@@ -87,12 +87,6 @@ def times_line(snapshot: Snapshot, now: float, expected: float | None = None) ->
     return "  ".join([*parts, *_memory(state)])
 
 
-def bar(fraction: float, width: int, chars: Glyphs) -> str:
-    """A progress bar of `width` cells and the percentage."""
-    filled = int(fraction * width)
-    return f"{chars.filled * filled}{chars.empty * (width - filled)} {int(100 * fraction):>3} %"
-
-
 def notes(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> list[Note]:
     """The outcome first, then everything odd that happened."""
     return [*_outcome(snapshot, config, chars), *_oddities(snapshot)]

@@ -1,4 +1,4 @@
-"""What the app looks at all the time: the run directories, and this machine's memory.
+"""What the app looks at all the time: the run directories, the downloads, and this machine's memory.
 
 One follower serves every screen. It starts after the first picture, and works on threads.
 """
@@ -9,6 +9,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from awq_engine.downloads import forget, list_downloads
 from awq_tui.background import in_thread
 from awq_tui.machine import probe_machine
 from awq_tui.run_book import RunBook, RunSummary
@@ -33,6 +34,18 @@ async def follow_runs(app: AwqApp, offer: bool) -> None:
         if offer:
             _offer_running(app)
             offer = False
+        await asyncio.sleep(RUNS_INTERVAL)
+
+
+async def follow_downloads(app: AwqApp) -> None:
+    """Keep `app.downloads` true until cancelled; one that is complete is told of and forgotten."""
+    while True:
+        app.downloads = tuple(await in_thread(list_downloads))
+        for download in app.downloads:
+            if download.finished:
+                app.notify(f"{download.spec} is here now.", title="Downloaded", timeout=8)
+                app.tell_terminal(terminal_notice(app.preferences.notify, f"{download.spec} is here", os.environ))
+                await in_thread(forget, download.spec)
         await asyncio.sleep(RUNS_INTERVAL)
 
 

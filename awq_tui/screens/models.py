@@ -26,6 +26,7 @@ from awq_tui.widgets.model_table import ModelTable
 from awq_tui.widgets.plain_input import PlainInput
 
 if TYPE_CHECKING:
+    from awq_engine.downloads import Download
     from awq_engine.estimate import Speed
     from awq_tui.run_book import RunSummary
 
@@ -69,6 +70,10 @@ wants a licence accepted first."""
             "s", "sort", "Sort", id="models.sort", tooltip="As found, by parameters, by size, by downloads, by name."
         ),
         Binding("c", "chat", "Chat", id="models.chat", tooltip="Talk to the model as it is."),
+        Binding(
+            "d", "download", "Download", id="models.download", tooltip="Fetch it from the Hub, also after you quit."
+        ),
+        Binding("x", "stop_download", "Stop", id="models.stop_download", tooltip="Stop fetching; d goes on later."),
         Binding("i", "inspect", "Inspect", id="models.inspect", tooltip="Per-layer statistics of a result."),
         Binding("a", "add", "Type a path", id="models.add", tooltip="Add a folder, or name a model on the Hub."),
         Binding("r", "rescan", "Rescan", id="models.rescan", show=False, tooltip="Look for models again."),
@@ -102,6 +107,7 @@ wants a licence accepted first."""
         self.query_one("#list").border_title = "Models"
         self.call_after_refresh(self.action_rescan)
         self.watch(self.awq, "summaries", self._runs_changed)
+        self.watch(self.awq, "downloads", self._downloads_changed)
 
     @property
     def table(self) -> ModelTable:
@@ -137,6 +143,21 @@ wants a licence accepted first."""
     async def _list_results(self, summaries: tuple[RunSummary, ...]) -> None:
         self._results = await in_thread(catalog.result_entries, summaries)
         self._refresh()
+
+    def _downloads_changed(self, downloads: tuple[Download, ...]) -> None:
+        if any(download.finished for download in downloads):
+            self.action_rescan()
+        self._show_download()
+
+    @property
+    def download(self) -> Download | None:
+        """Of the model under the cursor."""
+        entry = self.table.current
+        return next((found for found in self.awq.downloads if entry and found.spec == entry.model), None)
+
+    def _show_download(self) -> None:
+        self.query_one(ModelDetails).show_download(self.download)
+        self.refresh_bindings()
 
     @on(Input.Changed, "#find")
     def _query_changed(self, event: Input.Changed) -> None:
@@ -182,7 +203,7 @@ wants a licence accepted first."""
 
     @on(ModelTable.RowHighlighted)
     def _describe(self) -> None:
-        self.refresh_bindings()
+        self._show_download()
         self.run_worker(partial(self._look, self.table.current), group="details", exclusive=True, exit_on_error=False)
 
     async def _look(self, entry: Entry | None) -> None:
@@ -207,16 +228,38 @@ wants a licence accepted first."""
             self.awq.open_configure(entry)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Chat and Inspect are dimmed where they cannot work."""
-        if action not in ("chat", "inspect") or not self.is_mounted:
+        """Chat and Inspect are dimmed where they cannot work; downloads are for models on the Hub."""
+        if action not in ("chat", "inspect", "download", "stop_download") or not self.is_mounted:
             return True
         entry = self.table.current
+        if action in ("download", "stop_download"):
+            going_on = self.download is not None and self.download.going_on
+            return entry is not None and entry.where is Where.HUB and going_on == (action == "stop_download")
         possible = entry is not None and not entry.problem and (action == "chat" or entry.has_report)
         return True if possible else None
 
     def action_chat(self) -> None:
         if entry := self.table.current:
             self.awq.open_chat(entry.model)
+
+    def action_download(self) -> None:
+        from awq_engine.downloads import spawn_download
+
+        if (entry := self.table.current) is None:
+            return
+        try:
+            process = spawn_download(entry.model)
+        except OSError as error:
+            self.notify(f"The download could not be started: {error.strerror}.", severity="error")
+        else:
+            if process is not None:
+                self.awq.reap(process)
+
+    def action_stop_download(self) -> None:
+        from awq_engine.downloads import request_stop
+
+        if self.download is not None:
+            request_stop(self.download.spec)
 
     def action_inspect(self) -> None:
         if (entry := self.table.current) and entry.path:

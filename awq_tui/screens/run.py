@@ -24,13 +24,14 @@ from awq_engine.estimate import default_speed, measured_speed, planned_work
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
 from awq_tui.run_client import Replay, RunClient, Snapshot, config_of, follow
-from awq_tui.run_words import bar, notes, phase_line, times_line, title_line
+from awq_tui.run_words import notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.heat_map import HeatMap, LayerKey, legend
 from awq_tui.widgets.layer_detail import LayerDetail, LayerView
+from awq_tui.widgets.progress_bar import bar
 
 CLOCK_INTERVAL = 1.0
 """Seconds between two updates of the times in the header."""

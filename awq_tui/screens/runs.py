@@ -21,10 +21,10 @@ from awq_engine.state import Phase
 from awq_tui.background import in_thread
 from awq_tui.ellipsis import shorten
 from awq_tui.run_book import RunSummary
-from awq_tui.run_words import bar
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.glyphs import glyphs
+from awq_tui.widgets.progress_bar import bar
 
 GLYPHS = {
     RunStatus.RUNNING: "●",

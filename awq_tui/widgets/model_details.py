@@ -10,8 +10,11 @@ from textual.widgets import Static
 from awq_engine.format import count, duration, size
 from awq_engine.sanitize import one_line, plain
 from awq_tui.catalog import Entry, Where
+from awq_tui.widgets.glyphs import glyphs
+from awq_tui.widgets.progress_bar import bar
 
 if TYPE_CHECKING:
+    from awq_engine.downloads import Download
     from awq_tui.details import Details
 
 ORIGINS = {
@@ -34,15 +37,26 @@ class ModelDetails(Static):
 
         self._details: Details | None = None
         self._nothing = ""
+        self._download: Download | None = None
 
     def show(self, details: Details | None, nothing: str = "No model chosen.") -> None:
         """Describe one model, or say why there is `nothing`."""
         self._details, self._nothing = details, nothing
         self.on_resize()
 
+    def show_download(self, download: Download | None) -> None:
+        """How far the model is fetched, or why it was not."""
+        if download != self._download:
+            self._download = download
+            self.on_resize()
+
     def on_resize(self) -> None:
-        width = self.size.width
-        self.update(draw(self._details, width) if self._details else Content.styled(plain(self._nothing), "dim"))
+        if self._details is None:
+            self.update(Content.styled(plain(self._nothing), "dim"))
+        else:
+            text = draw(self._details, self.size.width)
+            progress = [draw_download(self._download, self.size.width)] if self._download else []
+            self.update(Content("\n").join([text, *progress]))
 
 
 def draw(details: Details, width: int) -> Content:
@@ -56,6 +70,17 @@ def draw(details: Details, width: int) -> Content:
     if details.forecasts:
         lines += _forecast(details, width)
     return Content("\n").join(lines)
+
+
+def draw_download(download: Download, width: int) -> Content:
+    """A bar and bytes, or why the download ended."""
+    if download.error:
+        return Content.styled(f"✗ {plain(download.error)}", "$text-error")
+    if not download.total:
+        return Content.styled("asking the Hub…", "$text-accent")
+    figures = f"{size(download.done)} of {size(download.total)}"
+    share = bar(download.done / download.total, max(4, width - len(figures) - 9), glyphs())
+    return Content.assemble((share, "$primary"), f"  {figures}")
 
 
 def _origin(entry: Entry, width: int) -> str:
@@ -89,7 +114,7 @@ def _marks(entry: Entry) -> list[Content]:
         page = f"huggingface.co/{plain(entry.model)}"
         lines.append(Content.styled(f"⊘ Gated: accept the licence at {page}, then `hf auth login`.", "$text-warning"))
     if entry.where is Where.HUB and entry.nbytes:
-        lines.append(Content(f"{size(entry.nbytes)} to download first; a run does it by itself."))
+        lines.append(Content(f"{size(entry.nbytes)} to download first: d, or a run does it by itself."))
     return lines
 
 

@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from awq_engine.downloads import Download
 from awq_engine.errors import NetworkError
 from awq_tui import catalog
 from awq_tui.app import AwqApp
@@ -114,6 +115,39 @@ async def test_the_hub_is_asked_once_for_a_word_typed_quickly(monkeypatch: pytes
         assert asked == ["qwen"]
         await cursor_to(pilot, "org/Found")
         await until(pilot, lambda: "Gated: accept the licence" in screen_text(pilot))
+
+
+async def test_a_model_of_the_hub_is_fetched_stopped_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Entry(Where.HUB, "org/Found", "org/Found", quantized="awq 4-bit")]
+    state: list[Download] = []
+    stopped: list[str] = []
+
+    def spawn(spec: str) -> None:
+        state[:] = [Download(spec, going_on=True)]
+
+    monkeypatch.setattr(catalog, "search_hub", lambda query: found)
+    monkeypatch.setattr("awq_engine.downloads.spawn_download", spawn)
+    monkeypatch.setattr("awq_engine.downloads.request_stop", stopped.append)
+    monkeypatch.setattr("awq_tui.watcher.list_downloads", lambda: list(state))
+    monkeypatch.setattr("awq_tui.watcher.forget", lambda spec: state.clear())
+    async with models() as pilot:
+        assert "d Download" not in screen_text(pilot)
+        await pilot.press("slash", *"qwen")
+        await until(pilot, lambda: "org/Found" in names(pilot))
+        await pilot.press("down")
+        await cursor_to(pilot, "org/Found")
+        await until(pilot, lambda: "d Download" in screen_text(pilot))
+        await pilot.press("d")
+        await until(pilot, lambda: "asking the Hub" in screen_text(pilot) and "x Stop" in screen_text(pilot))
+        state[:] = [Download("org/Found", 10**9, 4 * 10**9, going_on=True)]
+        await until(pilot, lambda: "1.0 GB of 4.0 GB" in screen_text(pilot) and "25 %" in screen_text(pilot))
+        await pilot.press("x")
+        assert stopped == ["org/Found"]
+        state[:] = [Download("org/Found", 10**9, 4 * 10**9, error="Stopped [/x].")]
+        await until(pilot, lambda: "✗ Stopped [/x]." in screen_text(pilot) and "d Download" in screen_text(pilot))
+        state[:] = [Download("org/Found", 4, 4, finished=True)]
+        await until(pilot, lambda: "org/Found is here now." in screen_text(pilot))
+        await until(pilot, lambda: not state and "✗ Stopped" not in screen_text(pilot))
 
 
 async def test_offline_leaves_a_badge_and_the_local_list(monkeypatch: pytest.MonkeyPatch) -> None:
