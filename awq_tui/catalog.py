@@ -16,12 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, read_checkpoint
-from awq_engine.errors import AwqError, BadInputError
-from awq_engine.hub_errors import hub_errors
+from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.errors import AwqError
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
     from huggingface_hub.utils import CachedRepoInfo
 
     from awq_tui.run_book import RunSummary
@@ -31,9 +29,6 @@ SCAN_DEPTH = 2
 """Folders are looked into this deep: `~/models/org/name` is found."""
 MAX_FOLDERS = 500
 """A scan stops after this many folders, so that starting in a home directory stays cheap."""
-HUB_RESULTS = 30
-HUB_FIELDS = ["safetensors", "gated", "downloads", "config", "tags", "pipeline_tag", "library_name"]
-HUB_QUANTIZED_TAGS = ("awq", "gptq", "gguf", "bitsandbytes", "compressed-tensors", "exl2", "mlx")
 PACKED_DTYPES = {"I32", "U8", "I8"}
 SHORT_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F64": "fp64"}
 _LIMIT = re.compile(r"(?P<sign>[<>])(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE)
@@ -183,7 +178,7 @@ def describe_folder(path: Path, where: Where, name: str | None = None, model: st
             parameters=logical_parameters(checkpoint),
             dtype=SHORT_DTYPES.get(checkpoint.main_dtype, checkpoint.main_dtype.lower()),
             nbytes=checkpoint.nbytes,
-            quantized=_quantization_label(checkpoint.config),
+            quantized=quantization_label(checkpoint.config),
             has_report=(path / REPORT_NAME).is_file(),
             licence=_licence_of(path),
         )
@@ -221,7 +216,7 @@ def logical_parameters(checkpoint: Checkpoint) -> int:
     return total
 
 
-def _quantization_label(config: dict[str, Any]) -> str:
+def quantization_label(config: dict[str, Any]) -> str:
     """`awq 4-bit` for a quantized model, else empty."""
     found = config.get("quantization_config")
     if not isinstance(found, dict):
@@ -277,78 +272,6 @@ def _describe_cached(repos: Iterable[CachedRepoInfo]) -> Iterator[Entry]:
             names = {file.file_name for file in revision.files}
             if _looks_like_model(revision.snapshot_path, names):
                 yield describe_folder(revision.snapshot_path, Where.CACHE, repo.repo_id, repo.repo_id)
-
-
-def search_hub(query: str) -> list[Entry]:
-    """The most downloaded text models on the Hub that fit the query.
-
-    Raises `NetworkError` with a sentence: offline, refused, broken.
-    """
-    with hub_errors("the model search"):
-        from huggingface_hub import HfApi
-
-        found = HfApi().list_models(
-            search=query, filter="safetensors", sort="downloads", limit=HUB_RESULTS,
-            expand=HUB_FIELDS,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
-        return [_describe_hub(info) for info in itertools.islice(found, HUB_RESULTS)]
-
-
-def hub_checkpoint(entry: Entry) -> Checkpoint:
-    """A model on the Hub as its shards' headers describe it, without downloading a weight.
-
-    Raises `NetworkError` with a sentence: gated, unknown, offline; `BadInputError` when it has no safetensors weights.
-    """
-    with hub_errors(entry.model):
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
-        repo, _, revision = entry.model.partition("@")
-        try:
-            metadata = HfApi().get_safetensors_metadata(repo, revision=revision or None)
-        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            raise BadInputError(f"{entry.model} has no safetensors weights that can be read.") from error
-    tensors = {
-        name: TensorInfo(
-            name, tensor.dtype, tuple(tensor.shape), Path(file), tensor.data_offsets[0],
-            tensor.data_offsets[1] - tensor.data_offsets[0],
-        )
-        for file, shard in metadata.files_metadata.items()
-        for name, tensor in shard.tensors.items()
-    }  # fmt: skip
-    return Checkpoint(Path(entry.model), {"model_type": entry.arch or "unknown"}, tensors)
-
-
-def _describe_hub(info: ModelInfo) -> Entry:
-    config = info.config if isinstance(info.config, dict) else {}
-    stored = info.safetensors.parameters if info.safetensors else {}
-    main = max(stored, key=lambda dtype: stored[dtype], default="")
-    label = _quantization_label(config) or _quantized_by_tag(info.tags or ())
-    if not label and main in PACKED_DTYPES:
-        label = "quantized"
-    return Entry(
-        where=Where.HUB,
-        name=info.id,
-        model=info.id,
-        arch=str(config.get("model_type", "")),
-        parameters=None if label else (info.safetensors.total if info.safetensors else None),
-        dtype=SHORT_DTYPES.get(main, main.lower()),
-        nbytes=sum(n * DTYPE_BYTES.get(dtype, 2) for dtype, n in stored.items()) or None,
-        quantized=label,
-        gated=bool(info.gated),
-        downloads=info.downloads,
-        licence=next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), ""),
-    )
-
-
-def _quantized_by_tag(tags: Iterable[str]) -> str:
-    lowered = {tag.lower() for tag in tags}
-    return next((tag for tag in HUB_QUANTIZED_TAGS if tag in lowered), "")
-
-
-def open_checkpoint(entry: Entry) -> Checkpoint:
-    """The headers of an entry's weights, wherever they are; raises `AwqError` or `OSError`."""
-    return read_checkpoint(entry.path) if entry.path is not None else hub_checkpoint(entry)
 
 
 def merge(*lists: Iterable[Entry]) -> list[Entry]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from awq_engine.runs import QUIET_THREADS
+from awq_engine.sampling_settings import Sampling
 from awq_engine.token_scores import TokenScore
 
 MODULE = "awq_engine.chat_worker"
@@ -116,32 +117,6 @@ class Failed:
 
 
 Reply = Loading | Ready | Reading | Piece | Done | Scores | Scored | Failed
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn."""
-
-    temperature: float = 0.7
-    """0 always takes the likeliest token."""
-    top_p: float = 0.95
-    max_tokens: int = 512
-    seed: int | None = None
-    """None draws a new one for each reply."""
-    top_k: int = 0
-    """Choose among this many likeliest tokens; 0 for all."""
-    min_p: float = 0.0
-    """Leave out tokens less likely than this share of the likeliest one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that were there already become less likely."""
-    stop: tuple[str, ...] = ()
-    """The reply ends before the first of these."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Sampling:
-        """Rebuild what `dataclasses.asdict` made; unknown fields come from a newer version and are left out."""
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-        return cls(**{**known, "stop": tuple(map(str, known.get("stop", ())))})
 
 
 class ChatClient:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from awq_engine.errors import BadInputError
+from awq_engine.errors import AwqError, BadInputError
+from awq_engine.sampling_settings import Sampling
 from awq_engine.sanitize import one_line
 from awq_engine.storage import home, write_atomically
-from awq_tui.chat_client import Sampling
 from awq_tui.thoughts import split_thought
 
 VERSION = 1
@@ -139,7 +139,7 @@ def load_chat(path: Path) -> Chat:
             updated=float(data["updated"]), system=str(data["system"]), sampling=Sampling.from_json(data["sampling"]),
             turns=turns,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (AwqError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{path} is not a conversation that this version can read ({error}).") from error
 
 

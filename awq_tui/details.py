@@ -8,7 +8,8 @@ from awq_engine.checkpoint import Checkpoint
 from awq_engine.config import Preset, RunConfig
 from awq_engine.errors import AwqError
 from awq_engine.estimate import Estimate, Speed, block_linears, estimate, fitting_group_sizes
-from awq_tui.catalog import Entry, Where, facts, open_checkpoint
+from awq_tui.catalog import Entry, Where, facts
+from awq_tui.hub_catalog import open_checkpoint
 
 PREFERRED_GROUP_SIZES = (128, 64, 32, -1)
 DEFAULT_SEQ_LEN = RunConfig.seq_len

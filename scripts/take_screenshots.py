@@ -23,8 +23,8 @@ from textual.pilot import Pilot
 from awq_engine import demo
 from awq_engine.config import Preset, RunConfig
 from awq_engine.runs import create_run, spawn_engine
+from awq_engine.sampling_settings import Sampling
 from awq_tui.app import AwqApp
-from awq_tui.chat_client import Sampling
 from awq_tui.screens.chat import ChatScreen
 from awq_tui.screens.configure import ConfigureScreen
 from awq_tui.screens.evaluate import EvaluateModal

@@ -18,18 +18,15 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from awq_engine.sanitize import one_line
-from awq_engine.token_scores import TokenScore
+from awq_tui.answer_comparison import AnswerComparison
 from awq_tui.background import in_thread
 from awq_tui.chat_client import ChatClient, Ready
 from awq_tui.chats import Chat, export_chat, model_name, save_chat
-from awq_tui.differences import compare_answers, compare_scores
 from awq_tui.screens.chats import ChatsModal
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import PickModal, comparison_entries
 from awq_tui.screens.sampling import ChatSettings, SamplingModal
 from awq_tui.screens.section import SectionScreen
-from awq_tui.thoughts import split_thought
 from awq_tui.widgets.chat_side import ChatSide
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.prompt import Prompt
@@ -77,10 +74,7 @@ class ChatScreen(SectionScreen):
         self.sides = [ChatSide(name, side, clients[side]) for side, name in enumerate(self.chat.models)]
         """One per model. Never queried for: a long conversation has thousands of widgets, and every key asks."""
         self._thoughts_open = False
-        self._scores: dict[int, list[TokenScore]] = {}
-        """By side: what it thinks of the first side's last answer."""
-        self._words = ""
-        """How the words of the last answers compare."""
+        self._comparison = AnswerComparison(self.sides, self._note)
         self._saving = True
         """Until the disk refuses."""
 
@@ -151,7 +145,9 @@ class ChatScreen(SectionScreen):
         self._save()
         self._note()
         if len(self.sides) > 1 and not self.busy:
-            self.run_worker(self._compare_answers(), group="differences", exclusive=True, exit_on_error=False)
+            self.run_worker(
+                self._comparison.compare(self.chat), group="differences", exclusive=True, exit_on_error=False
+            )
 
     @on(ChatSide.Refused)
     def _refused(self) -> None:
@@ -166,42 +162,9 @@ class ChatScreen(SectionScreen):
             prompt.move_cursor(prompt.document.end)
         self._note()
 
-    async def _compare_answers(self) -> None:
-        replies = self.chat.turns[-1].replies if self.chat.turns else ()
-        if len(replies) < 2 or replies[0] is None or replies[1] is None:
-            return
-        first, second = (split_thought(reply.text).answer for reply in replies if reply)
-        found = await in_thread(compare_answers, first, second)
-        for side, spans in zip(self.sides, (found.first, found.second), strict=False):
-            side.mark(spans)
-        same = "the same words" if found.shared == 1 else f"{100 * found.shared:.0f} % of the words shared"
-        start = "" if found.shared == 1 else f", the first {found.same_start} the same"
-        self._words = f"{same}{start}"
-        self._note(self._words)
-        self._scores.clear()
-        for side in self.sides:
-            await side.score(self.chat, replies[0].text)
-
     @on(ChatSide.WasScored)
     async def _scored(self, event: ChatSide.WasScored) -> None:
-        """Both models have looked at the first answer, token by token."""
-        self._scores[event.side.index] = event.scores
-        if len(self._scores) < 2 or len(self.sides) < 2:
-            return
-        original = 1 if self._bits(1) >= self._bits(0) else 0
-        found = await in_thread(compare_scores, self._scores[original], self._scores[1 - original])
-        if found is None:
-            self._note(f"{self._words}; their tokens are not the same, so there is no KL")
-            return
-        self.sides[0].mark(found.spans)
-        dot, worst = f" {glyphs().dot} ", f"highest {found.worst_kl:.2f} at '{one_line(found.worst.text.strip())}'"
-        figures = f"A: KL {found.kl:.4f} a token, {worst}{dot}same first choice {100 * found.agreement:.0f} %"
-        self._note(f"{figures}{dot}{self._words}")
-
-    def _bits(self, side: int) -> float:
-        """Per weight of a side's model; the model with more is taken for the original."""
-        ready = self.sides[side].ready
-        return ready.bits_per_weight if ready else 0.0
+        await self._comparison.take_scores(event.side.index, event.scores)
 
     async def _forget_from(self, turn: int) -> None:
         """Drop a turn and all after it."""

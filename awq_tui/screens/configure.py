@@ -27,9 +27,10 @@ from awq_engine.output import default_output
 from awq_engine.runs import Run, create_run
 from awq_engine.sanitize import one_line
 from awq_tui.background import in_thread
-from awq_tui.catalog import Entry, open_checkpoint
+from awq_tui.catalog import Entry
 from awq_tui.details import PREFERRED_GROUP_SIZES, fitting_seq_len
 from awq_tui.draft import Draft, Review, TextSource, review, target_size
+from awq_tui.hub_catalog import open_checkpoint
 from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.choice import Choice

@@ -172,9 +172,11 @@ wants a licence accepted first."""
         if len(query) < MIN_QUERY:
             return
         await asyncio.sleep(DEBOUNCE)
+        from awq_tui import hub_catalog
+
         self._show_badge("searching the Hub…")
         try:
-            self._hub = await in_thread(catalog.search_hub, query)
+            self._hub = await in_thread(hub_catalog.search_hub, query)
         except NetworkError as error:
             self._hub_problem = str(error)
             self._show_badge("⚠ Hub offline", self._hub_problem)

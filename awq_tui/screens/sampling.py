@@ -12,11 +12,9 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static, TextArea
 
-from awq_tui.chat_client import Sampling
+from awq_engine.sampling_settings import MAX_STOPS, Sampling
 from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
-
-MAX_STOPS = 16
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def answer(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> N
 
 def _chat(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> None:
     from awq_engine.generate import PromptProgress, generate
-    from awq_engine.sampling import Sampling
+    from awq_engine.sampling_settings import Sampling
 
     sampling = Sampling(**request.sampling)
     pieces = generate(loaded, request.messages, sampling, lambda: inbox.is_cancelled(request.id))

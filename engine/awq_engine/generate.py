@@ -20,7 +20,8 @@ from awq_engine.errors import BadInputError
 from awq_engine.prompts import Message, encode_prompt, has_chat_template, stop_tokens
 from awq_engine.reading import Reader
 from awq_engine.runtime import LoadedModel
-from awq_engine.sampling import Sampler, Sampling
+from awq_engine.sampling import Sampler
+from awq_engine.sampling_settings import Sampling
 from awq_engine.text_stream import Detokenizer, StopStrings
 
 PREFILL_CHUNK = 512

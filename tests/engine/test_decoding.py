@@ -19,7 +19,7 @@ from awq_engine.generate import GenerationStats, PromptProgress, generate
 from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_engine.transformers_decoder import TransformersDecoder
 
 TEXT = [(37 * n * n + 11) % 2000 + 3 for n in range(90)]

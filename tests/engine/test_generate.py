@@ -15,7 +15,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.generate import GenerationStats, PromptProgress, generate
 from awq_engine.prompts import Message, encode_prompt, stop_tokens
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 
 STORY = [{"role": "user", "content": "Tell me about a dog."}]
 GREEDY = Sampling(max_tokens=24, temperature=0)

@@ -23,7 +23,7 @@ from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
 from awq_engine.runs import create_run
 from awq_engine.runtime import load_dequantized, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 
 compressors = pytest.importorskip("compressed_tensors.compressors")
 quantization = pytest.importorskip("compressed_tensors.quantization")

@@ -18,7 +18,7 @@ from awq_engine.generate import GenerationStats, PromptProgress, generate
 from awq_engine.prompts import Message, encode_prompt
 from awq_engine.reading import Reader
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_engine.score import score
 
 GREEDY = Sampling(max_tokens=16, temperature=0)

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from awq_engine.errors import AwqError, UsageError
-from awq_engine.sampling import Sampler, Sampling, sample
+from awq_engine.sampling import Sampler, sample
+from awq_engine.sampling_settings import Sampling
 
 
 def test_sampling_stays_in_the_nucleus() -> None:

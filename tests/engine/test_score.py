@@ -17,7 +17,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.generate import PromptProgress, generate
 from awq_engine.prompts import encode_answer, encode_prompt
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_engine.score import ScoreStats, score
 from awq_engine.token_scores import TOP, TokenScore, divergence
 

@@ -17,7 +17,7 @@ from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Preset
 from awq_engine.errors import NetworkError
 from awq_engine.report import REPORT_NAME
-from awq_tui import catalog
+from awq_tui import catalog, hub_catalog
 from awq_tui.catalog import Entry, Where
 from awq_tui.details import look_into
 from awq_tui.run_book import RunBook
@@ -185,7 +185,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: list[str]) -> None:
-    original, tagged, packed, bare = catalog.search_hub("llama 8b")
+    original, tagged, packed, bare = hub_catalog.search_hub("llama 8b")
     assert len(hub) == 1
     assert "search=llama" in hub[0]
     assert "safetensors" in hub[0]
@@ -198,7 +198,7 @@ def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: list[str]) -> 
 
 def test_offline_is_a_network_error_with_a_sentence() -> None:
     with pytest.raises(NetworkError, match="HF_HUB_OFFLINE"):
-        catalog.search_hub("llama")
+        hub_catalog.search_hub("llama")
 
 
 def test_a_model_on_the_hub_is_described_by_its_headers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_a_model_on_the_hub_is_described_by_its_headers_alone(monkeypatch: pytes
         return found
 
     monkeypatch.setattr(HfApi, "get_safetensors_metadata", metadata)
-    checkpoint = catalog.open_checkpoint(Entry(Where.HUB, "org/m", "org/m@v1", arch="llama"))
+    checkpoint = hub_catalog.open_checkpoint(Entry(Where.HUB, "org/m", "org/m@v1", arch="llama"))
     assert asked == [("org/m", "v1")]
     assert (checkpoint.nbytes, checkpoint.parameters, checkpoint.model_type) == (65792, 32896, "llama")
     details = look_into(Entry(Where.HUB, "org/m", "org/m"), None)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from awq_tui.chat_client import ChatClient, Done, Failed, Loading, Piece, Ready, Reply, Sampling, parse_reply
+from awq_engine.sampling_settings import Sampling
+from awq_tui.chat_client import ChatClient, Done, Failed, Loading, Piece, Ready, Reply, parse_reply
 
 FAKE = Path(__file__).with_name("fake_chat_worker.py")
 
@@ -59,7 +60,7 @@ async def test_a_reply_arrives_in_pieces_and_ends_with_statistics(client: ChatCl
 
 
 async def test_sampling_reaches_the_worker(client: ChatClient) -> None:
-    await client.ask(user("settings"), Sampling(0.0, 0.5, 9, seed=3))
+    await client.ask(user("settings"), Sampling(temperature=0.0, top_p=0.5, max_tokens=9, seed=3))
     text = "".join(reply.text for reply in await collect(client, Done) if isinstance(reply, Piece))
     expected = {"temperature": 0.0, "top_p": 0.5, "max_tokens": 9, "seed": 3, "top_k": 0, "stop": []}
     assert json.loads(text).items() >= expected.items()
@@ -121,7 +122,8 @@ async def test_a_worker_that_ignores_the_end_of_its_input_is_killed(monkeypatch:
 def test_the_worker_dies_with_a_killed_app() -> None:
     program = f"""
         import asyncio, sys
-        from awq_tui.chat_client import ChatClient, Piece, Sampling
+        from awq_tui.chat_client import ChatClient, Piece
+        from awq_engine.sampling_settings import Sampling
         async def main():
             client = ChatClient("m", [sys.executable, {str(FAKE)!r}, "normal"])
             await client.start()

@@ -12,7 +12,8 @@ from textual import events
 from textual.widgets import Input, TextArea
 
 from awq_engine.report import REPORT_NAME
-from awq_tui.chat_client import ChatClient, Sampling
+from awq_engine.sampling_settings import Sampling
+from awq_tui.chat_client import ChatClient
 from awq_tui.chats import list_chats
 from awq_tui.screens.chat import ChatScreen
 from awq_tui.screens.chats import ChatTable
@@ -433,7 +434,7 @@ def modal_text(pilot) -> str:
     ],
 )
 def test_settings_that_cannot_be_used_name_what_could(field: str, value: str, sentence: str) -> None:
-    sampling = Sampling(1.0, 1.0, 9, None, 5, 0.1, 1.2, ("END", "\n"))
+    sampling = Sampling(9, 1.0, 1.0, None, 5, 0.1, 1.2, ("END", "\n"))
     texts = {name: as_text(value) for name, value in dataclasses.asdict(sampling).items()}
     assert read_sampling(texts) == sampling
     with pytest.raises(ValueError, match=sentence):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from awq_engine.errors import BadInputError
-from awq_tui.chat_client import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_tui.chats import (
     Chat,
     Reply,

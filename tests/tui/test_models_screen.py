@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from awq_engine.downloads import Download
 from awq_engine.errors import NetworkError
-from awq_tui import catalog
+from awq_tui import hub_catalog
 from awq_tui.app import AwqApp
 from awq_tui.catalog import Entry, Where
 from awq_tui.screens.configure import ConfigureScreen
@@ -108,7 +108,7 @@ async def test_the_hub_is_asked_once_for_a_word_typed_quickly(monkeypatch: pytes
         asked.append(query)
         return [Entry(Where.HUB, "org/Found", "org/Found", parameters=10**9, nbytes=2 * 10**9, gated=True)]
 
-    monkeypatch.setattr(catalog, "search_hub", search)
+    monkeypatch.setattr(hub_catalog, "search_hub", search)
     async with models() as pilot:
         await pilot.press("slash", *"qwen")
         await until(pilot, lambda: "org/Found" in names(pilot))
@@ -125,7 +125,7 @@ async def test_a_model_of_the_hub_is_fetched_stopped_and_told_of(monkeypatch: py
     def spawn(spec: str) -> None:
         state[:] = [Download(spec, going_on=True)]
 
-    monkeypatch.setattr(catalog, "search_hub", lambda query: found)
+    monkeypatch.setattr(hub_catalog, "search_hub", lambda query: found)
     monkeypatch.setattr("awq_engine.downloads.spawn_download", spawn)
     monkeypatch.setattr("awq_engine.downloads.request_stop", stopped.append)
     monkeypatch.setattr("awq_tui.watcher.list_downloads", lambda: list(state))
@@ -154,7 +154,7 @@ async def test_offline_leaves_a_badge_and_the_local_list(monkeypatch: pytest.Mon
     def refuse(query: str) -> list[Entry]:
         raise NetworkError("The Hub cannot be reached [/x].")
 
-    monkeypatch.setattr(catalog, "search_hub", refuse)
+    monkeypatch.setattr(hub_catalog, "search_hub", refuse)
     async with models() as pilot:
         await pilot.press("slash", *"demo")
         await until(pilot, lambda: "Hub offline" in screen_text(pilot))

@@ -16,7 +16,7 @@ from awq_engine.generate import PREFILL_CHUNK, GenerationStats, PromptProgress, 
 from awq_engine.models import resolve_model
 from awq_engine.prompts import Message
 from awq_engine.runtime import LoadedModel, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_engine.sanitize import one_line, plain
 
 

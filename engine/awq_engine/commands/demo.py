@@ -55,7 +55,7 @@ def _chat(output: Path) -> dict[str, Any]:
     from awq_engine.decoding import prepare_decoding
     from awq_engine.generate import GenerationStats, generate
     from awq_engine.runtime import load_model
-    from awq_engine.sampling import Sampling
+    from awq_engine.sampling_settings import Sampling
 
     loaded = prepare_decoding(load_model(output))
     note(f"chatting with the {loaded.backend} backend: {loaded.reason}")
