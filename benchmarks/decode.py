@@ -39,7 +39,7 @@ from awq_engine.doctor import processor
 from awq_engine.generate import GenerationStats, generate
 from awq_engine.runs import QUIET_THREADS
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model
-from awq_engine.sampling import Sampling
+from awq_engine.sampling_settings import Sampling
 from awq_engine.spec import QuantSpec
 from benchmarks.results_file import append_rows
 from benchmarks.synthetic import SHAPES, Shape, write_synthetic

@@ -116,10 +116,11 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
         self.call_after_refresh(self._fill)
 
     def catch_up(self) -> None:
-        self._show(self.awq.summaries)
+        if self.is_mounted:
+            self._show(self.awq.summaries)
 
     def _show(self, summaries: tuple[RunSummary, ...]) -> None:
-        if not self.is_current or not self.is_mounted:
+        if not self.is_current:
             return
         before = self.current
         same_runs = [summary.run for summary in summaries] == [summary.run for summary in self._summaries]

@@ -59,7 +59,7 @@ class MarkdownText(Widget):
         & > .code--name { color: $secondary; text-style: bold; }
         &:ansi > .text--heading { color: ansi_yellow; }
         &:ansi > .text--code { color: ansi_yellow; }
-        &:ansi > .text--block { background: ansi_default; }
+        &:ansi > .text--block { color: ansi_cyan; background: ansi_default; }
         &:ansi > .text--quote { color: ansi_blue; }
         &:ansi > .text--mark { color: ansi_blue; }
         &:ansi > .text--rule { color: ansi_default; text-style: dim; }

@@ -61,7 +61,9 @@ class Plot(Widget):
             rows = self.draw(*self.size) if self.size.width > 0 and self.size.height > 0 else []
             self._strips = [self.strip(row) for row in rows]
         base = self.rich_style
-        strip = self._strips[y] if y < len(self._strips) else Strip.blank(0)
+        strip = (
+            self._strips[y] if y < len(self._strips) else Strip([])
+        )  # a blank one has a segment without a style, which NO_COLOR fails on
         return strip.adjust_cell_length(self.size.width, base).simplify()
 
     def strip(self, row: Sequence[Span]) -> Strip:

@@ -14,7 +14,6 @@ from awq_engine import events as e
 from awq_engine.errors import UsageError
 from awq_engine.format import age
 from awq_engine.runs import Run, RunStatus, list_runs
-from awq_tui import app as app_module
 from awq_tui.app import AwqApp
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.error import ErrorModal
@@ -109,7 +108,7 @@ async def test_an_engine_that_cannot_start_says_so(tmp_path: Path, monkeypatch: 
     def refuse(run: Run, *, queued: bool) -> None:
         raise UsageError(f"Run {run.id} is taken [/by] another engine.")
 
-    monkeypatch.setattr(app_module, "spawn_engine", refuse)
+    monkeypatch.setattr("awq_engine.runs.spawn_engine", refuse)
     async with runs() as pilot:
         await until(pilot, lambda: "⚠ interrupted" in screen_text(pilot))
         await pilot.press("r")
