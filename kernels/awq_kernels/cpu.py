@@ -112,7 +112,7 @@ def matmul(x: torch.Tensor, weight: CpuWeight, bias: torch.Tensor | None = None)
     tokens = x.reshape(-1, x.shape[-1])
     if 0 < tokens.shape[0] <= MAX_TOKENS:
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            tokens.to(torch.bfloat16), weight.packed, weight.group_size, weight.scale_and_zero
+            tokens.to(torch.bfloat16).contiguous(), weight.packed, weight.group_size, weight.scale_and_zero
         )
     else:
         y = _matmul_float32(tokens.float(), weight)

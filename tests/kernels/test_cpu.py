@@ -72,3 +72,11 @@ def test_weights_that_cannot_be_joined_are_not() -> None:
     whole, part = random_weight(JOINED_ROWS, 256, 64), random_weight(16, 256, 64)
     assert join([pack_cpu(part), pack_cpu(whole)]) is None, "the first is no whole block"
     assert join([pack_cpu(whole), pack_cpu(random_weight(64, 256, 32))]) is None
+
+
+@pytest.mark.parametrize("n_tokens", [3, 200])
+def test_transposed_activations(n_tokens: int) -> None:
+    """As a mixer of state spaces hands them on: channels first."""
+    weight = random_weight(64, 128, 64)
+    x = random_tokens(128, n_tokens, torch.float32).T
+    assert relative_error(matmul(x, pack_cpu(weight)), truth(x, weight)) < FEW
