@@ -6,6 +6,7 @@ becomes an entry with a `problem`, never an exception. huggingface_hub is import
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import itertools
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.errors import AwqError
+from awq_engine.errors import AwqError, UsageError
+from awq_engine.paths import typed_path
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import CachedRepoInfo
@@ -118,7 +120,13 @@ def folder_entries(roots: Sequence[Path]) -> list[Entry]:
 
 def default_roots(folders: Iterable[str] = ()) -> list[Path]:
     """Where to look: the current directory, ~/models and the folders the person added."""
-    return [Path.cwd(), Path.home() / "models", *(Path(folder).expanduser() for folder in folders)]
+    return [Path.cwd(), Path.home() / "models", *_known(folders)]
+
+
+def _known(folders: Iterable[str]) -> Iterator[Path]:
+    for folder in folders:
+        with contextlib.suppress(UsageError):
+            yield typed_path(folder)
 
 
 def find_model_folders(root: Path) -> list[Path]:

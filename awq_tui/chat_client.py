@@ -208,14 +208,18 @@ def parse_reply(line: bytes) -> Reply | None:
     try:
         data = json.loads(line)
         return _READERS[data["type"]](data)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _read_ready(data: dict[str, Any]) -> Ready:
     return Ready(
         str(data["model"]), str(data["backend"]), str(data["reason"]), str(data["device"]),
-        str(data.get("decoding", "")), data["context_length"],
+        str(data.get("decoding", "")), _count(data["context_length"]),
         float(data["bits_per_weight"]), bool(data["has_chat_template"]), tuple(map(str, data.get("notes", []))),
     )  # fmt: skip
 
@@ -223,8 +227,8 @@ def _read_ready(data: dict[str, Any]) -> Ready:
 def _read_done(data: dict[str, Any]) -> Done:
     return Done(
         str(data["id"]), int(data["prompt_tokens"]), int(data["new_tokens"]), float(data["tokens_per_second"]),
-        float(data["seconds_to_first_token"]), int(data["context_used"]), data["context_length"],
-        str(data["finish_reason"]), data.get("seed"),
+        float(data["seconds_to_first_token"]), int(data["context_used"]), _count(data["context_length"]),
+        str(data["finish_reason"]), _count(data.get("seed")),
     )  # fmt: skip
 
 

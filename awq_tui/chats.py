@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.errors import AwqError, BadInputError
+from awq_engine.events import LATEST
 from awq_engine.sampling_settings import Sampling
 from awq_engine.sanitize import one_line
+from awq_engine.shapes import check_of
 from awq_engine.storage import home, write_atomically
 from awq_tui.thoughts import split_thought
 
@@ -134,18 +136,27 @@ def load_chat(path: Path) -> Chat:
     try:
         data = json.loads(path.read_bytes())
         turns = tuple(_read_turn(turn, len(data["models"])) for turn in data["turns"])
+        created, updated = float(data["created"]), float(data["updated"])
+        if not (0 <= created < LATEST and 0 <= updated < LATEST):
+            raise ValueError("its dates are none")
         return Chat(
-            models=tuple(str(model) for model in data["models"]), id=path.stem, created=float(data["created"]),
-            updated=float(data["updated"]), system=str(data["system"]), sampling=Sampling.from_json(data["sampling"]),
-            turns=turns,
+            models=tuple(str(model) for model in data["models"]), id=path.stem, created=created, updated=updated,
+            system=str(data["system"]), sampling=Sampling.from_json(data["sampling"]), turns=turns,
         )  # fmt: skip
-    except (AwqError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        AwqError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise BadInputError(f"{path} is not a conversation that this version can read ({error}).") from error
 
 
 def _read_turn(data: dict[str, Any], models: int) -> Turn:
-    replies = [None if item is None else Reply(str(item["text"]), dict(item["figures"])) for item in data["replies"]]
+    replies = [item and Reply(str(item["text"]), _figures(item["figures"])) for item in data["replies"]]
     return Turn(str(data["question"]), (*replies, *[None] * models)[:models])
+
+
+def _figures(data: dict[str, Any]) -> dict[str, Any]:
+    known = check_of(float | str | None)
+    return {key: value for key, value in data.items() if key in FIGURES and known(value)}
 
 
 def list_chats(query: str = "") -> list[Chat]:

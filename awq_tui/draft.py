@@ -18,6 +18,7 @@ from awq_engine.format import size
 from awq_engine.memory import parse_size
 from awq_engine.output import check_output, check_space
 from awq_engine.overrides import pattern_problem
+from awq_engine.paths import typed_path
 from awq_tui.details import DEFAULT_SEQ_LEN
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -97,14 +98,21 @@ class Draft:
     def calibration(self) -> str:
         """As `RunConfig.calibration` spells it; the engine works in another folder, so paths are absolute."""
         if self.text_source is TextSource.FILE:
-            return str(Path(self.text.strip()).expanduser().absolute())
+            return str(typed_path(self.text.strip()).absolute())
         if self.text_source is TextSource.HUB:
             return f"hub:{self.text.strip().removeprefix('hub:')}"
         return self.text_source.value
 
     @property
     def output_path(self) -> Path:
-        return Path(self.output.strip()).expanduser().absolute()
+        return typed_path(self.output.strip()).absolute()
+
+    @property
+    def output_is_there(self) -> bool:
+        try:
+            return bool(self.output.strip()) and self.output_path.is_dir()
+        except (UsageError, OSError):
+            return False
 
     def config(self) -> RunConfig:
         """The request; `UsageError` for a value that can never work."""
@@ -199,8 +207,12 @@ def _text_problem(draft: Draft) -> dict[str, str]:
         return {} if text else {"text": "Name a data set on the Hub: dataset[:config][:split][:column]."}
     if not text:
         return {"text": f"Name a calibration file ({', '.join(TEXT_SUFFIXES)}) or a folder of them."}
-    path = Path(draft.calibration)
-    if not path.exists():
+    try:
+        path = Path(draft.calibration)
+        there = path.exists()
+    except (UsageError, OSError) as error:
+        return {"text": str(error)}
+    if not there:
         return {"text": f"There is no file {path}."}
     if not os.access(path, os.R_OK):
         return {"text": f"{path} cannot be read: permission denied."}

@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from awq_engine.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo, read_checkpoint
 from awq_engine.errors import BadInputError
 from awq_engine.hub_errors import hub_errors
+from awq_engine.shapes import check_of
 from awq_tui.catalog import PACKED_DTYPES, SHORT_DTYPES, Entry, Where, quantization_label
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def search_hub(query: str) -> list[Entry]:
             search=query, filter="safetensors", sort="downloads", limit=HUB_RESULTS,
             expand=HUB_FIELDS,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
-        return [_describe_hub(info) for info in itertools.islice(found, HUB_RESULTS)]
+        return [entry for info in itertools.islice(found, HUB_RESULTS) if (entry := _describe_hub(info))]
 
 
 def hub_checkpoint(entry: Entry) -> Checkpoint:
@@ -52,6 +53,9 @@ def hub_checkpoint(entry: Entry) -> Checkpoint:
             metadata = HfApi().get_safetensors_metadata(repo, revision=revision or None)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
             raise BadInputError(f"{entry.model} has no safetensors weights that can be read.") from error
+    shards = metadata.files_metadata.values()
+    if not all(_is_described(tensor) for shard in shards for tensor in shard.tensors.values()):
+        raise BadInputError(f"{entry.model} has a safetensors header that cannot be read.")
     tensors = {
         name: TensorInfo(
             name, tensor.dtype, tuple(tensor.shape), Path(file), tensor.data_offsets[0],
@@ -63,11 +67,23 @@ def hub_checkpoint(entry: Entry) -> Checkpoint:
     return Checkpoint(Path(entry.model), {"model_type": entry.arch or "unknown"}, tensors)
 
 
-def _describe_hub(info: ModelInfo) -> Entry:
+_TEXT, _COUNT, _COUNTS = check_of(str), check_of(int | None), check_of(dict[str, int])
+
+
+def _is_described(tensor: Any) -> bool:
+    return _TEXT(tensor.dtype) and all(map(check_of(list[int]), (tensor.shape, list(tensor.data_offsets))))
+
+
+def _describe_hub(info: ModelInfo) -> Entry | None:
+    """The entry of a search result; None for one that is not as the Hub describes models."""
     config = info.config if isinstance(info.config, dict) else {}
+    tags = info.tags if isinstance(info.tags, list) else []
     stored = info.safetensors.parameters if info.safetensors else {}
+    total = info.safetensors.total if info.safetensors else None
+    if not (_TEXT(info.id) and _COUNTS(stored) and _COUNT(total) and _COUNT(info.downloads) and all(map(_TEXT, tags))):
+        return None
     main = max(stored, key=lambda dtype: stored[dtype], default="")
-    label = quantization_label(config) or _quantized_by_tag(info.tags or ())
+    label = quantization_label(config) or _quantized_by_tag(tags)
     if not label and main in PACKED_DTYPES:
         label = "quantized"
     return Entry(
@@ -75,13 +91,13 @@ def _describe_hub(info: ModelInfo) -> Entry:
         name=info.id,
         model=info.id,
         arch=str(config.get("model_type", "")),
-        parameters=None if label else (info.safetensors.total if info.safetensors else None),
+        parameters=None if label else total,
         dtype=SHORT_DTYPES.get(main, main.lower()),
         nbytes=sum(n * DTYPE_BYTES.get(dtype, 2) for dtype, n in stored.items()) or None,
         quantized=label,
         gated=bool(info.gated),
         downloads=info.downloads,
-        licence=next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), ""),
+        licence=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), ""),
     )
 
 

@@ -218,7 +218,7 @@ what each output means to the prediction."""
         unfit = [size for size in GROUP_SIZES if size not in fitting] if fitting else []
         self.query_one("#group-size", Choice).mark_unfit(unfit)
         draft = self.draft()
-        self.query_one("#overwrite-row").display = draft.output_path.is_dir() and bool(draft.output.strip())
+        self.query_one("#overwrite-row").display = draft.output_is_there
         self.query_one("#start", Button).disabled = not self._review.ready
 
     # keys

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import AwqError, BadInputError
 from awq_engine.formats.stated import read_quantization
+from awq_engine.tensor_files import open_tensors
 from awq_engine.tuned import launches_folder, measured_launches
 from awq_kernels import reference, timing
 from awq_kernels.dispatch import PreparedLinear, prepare
@@ -187,5 +187,5 @@ def _turns(nbytes: int, device: torch.device) -> int:
 
 
 def _read(checkpoint: Checkpoint, key: str) -> torch.Tensor:
-    with safe_open(str(checkpoint.tensors[key].file), "pt") as file:
+    with open_tensors(checkpoint.tensors[key].file) as file:
         return file.get_tensor(key)

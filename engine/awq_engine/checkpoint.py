@@ -18,8 +18,12 @@ DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+LONGEST_NAME = 63
+"""Characters of a shard's name; of four bytes each they are as many as a file's name can have."""
 MAX_HEADER = 100 << 20
 """Bytes; the safetensors library's own limit."""
+MAX_SIZE, MAX_DIMENSIONS = 1 << 63, 64
+"""Of a dimension, and of dimensions: the product of more is a number that takes minutes to make."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -121,14 +125,29 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise BadInputError(f"{file} has a damaged safetensors header; download it again.")
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return {name: _tensor_info(file, size, 8 + length, name, entry) for name, entry in entries.items()}
+    tensors = {name: _tensor_info(file, size, 8 + length, name, entry) for name, entry in entries.items()}
+    _check_layout(file, size, 8 + length, tensors)
+    return tensors
+
+
+def _check_layout(file: Path, size: int, base: int, tensors: dict[str, TensorInfo]) -> None:
+    """Every byte belongs to one tensor, as the safetensors library wants it too."""
+    end = base
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
+        if tensor.start != end:
+            raise BadInputError(
+                f"{file}: tensor '{tensor.name}' does not begin where the one before it ends; download the file again."
+            )
+        end += tensor.nbytes
+    if end != size:
+        raise BadInputError(f"{file} has {size - end} bytes that belong to no tensor; download it again.")
 
 
 def _tensor_info(file: Path, size: int, base: int, name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and isinstance(dtype, str)
-        valid = valid and start <= end
+        valid = all(type(n) is int and 0 <= n < MAX_SIZE for n in (*shape, start, end)) and len(shape) <= MAX_DIMENSIONS
+        valid = valid and isinstance(dtype, str) and start <= end
     except (KeyError, TypeError, ValueError):
         valid, dtype, shape, start, end = False, "", (), 0, 0
     if not valid or (dtype in DTYPE_BYTES and end - start != DTYPE_BYTES[dtype] * math.prod(shape)):
@@ -178,8 +197,8 @@ def _read_indexed(path: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def _shard_path(path: Path, shard: str, index: Path) -> Path:
-    if Path(shard).name != shard:
-        raise BadInputError(f"{index} names the shard '{shard}' outside its own folder; refused.")
+    if Path(shard).name != shard or len(shard) > LONGEST_NAME:
+        raise BadInputError(f"{index} names the shard '{shard[:80]}', which is no file of its own folder; refused.")
     file = path / shard
     if not file.is_file():
         raise BadInputError(f"{path} lacks the shard {shard} that its index names; download the model again.")

@@ -115,6 +115,8 @@ class RunConfig:
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Rebuild a config; unknown keys come from a newer version and are refused by name."""
         known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, dict):
+            raise BadInputError("The run's config is no JSON object.")
         if unknown := set(data) - known:
             raise BadInputError(f"The run's config has unknown keys {sorted(unknown)}; a newer awq-tui wrote it.")
         _check_types(data, {f.name: str(f.type) for f in dataclasses.fields(cls)})
@@ -196,7 +198,7 @@ class RunFile:
             if version > SCHEMA_VERSION:
                 raise BadInputError(f"{where} was written by a newer awq-tui (schema {version}); upgrade to read it.")
             return cls(str(data["run_id"]), RunConfig.from_json(data["config"]), float(data["created"]), version)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise BadInputError(
                 f"{where} is not a run description ({error}); remove the run to be rid of it."
             ) from error

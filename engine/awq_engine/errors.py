@@ -75,19 +75,48 @@ _OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 """What torch says in a RuntimeError, by platform and device."""
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+    errno.ESTALE, errno.ENXIO, errno.ENODEV,
+)  # fmt: skip
+_SYSTEM = (*_DISK_FULL, *_TOO_MANY_FILES, *_REFUSED)
+"""What a file system answers for reasons of its own: none of it is a bug."""
+
+
 def as_known_error(error: BaseException) -> AwqError | None:
-    """The error as one of ours, if it is one or means one (disk or memory full); None for a bug."""
+    """The error as one of ours, if it is one or means one (what the system refuses, no memory); None for a bug."""
     if isinstance(error, AwqError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" at {error.filename}" if error.filename else ""
-        return ResourceError(f"The disk is full{where}; free some space and try again.")
+    if isinstance(error, OSError) and error.errno in _SYSTEM:
+        return _about_system(error)
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
         return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
     return None
 
 
+def _about_system(error: OSError) -> AwqError:
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in _DISK_FULL:
+        return ResourceError(f"The disk is full{where}; free some space and try again.")
+    if error.errno in _TOO_MANY_FILES:
+        return ResourceError("Too many files are open in this process; raise the limit (ulimit -n) and try again.")
+    return BadInputError(f"The system refused a file{where}: {error.strerror}.")
+
+
+LONGEST_LINE = 300
+"""Characters of another library's message."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: the first, and the next where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…"
+
+
+def last_clause(error: BaseException) -> str:
+    """`first_line`, fit to end a sentence of ours."""
+    line = first_line(error)
+    return line if line[-1] in ".!?" else f"{line}."

@@ -21,7 +21,7 @@ from typing import Any
 from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.config import GROUP_SIZES, RunConfig
 from awq_engine.errors import AwqError
-from awq_engine.events import PlanReady
+from awq_engine.events import PlannedLinear, PlanReady
 from awq_engine.formats.limits import misfit, packed_bytes
 from awq_engine.recipe import MOMENT_BYTES, OUTPUT_BLOCK, recipe_of
 from awq_engine.runs import Run, RunStatus, list_runs
@@ -431,5 +431,5 @@ def planned_work(plan: PlanReady, config: RunConfig) -> float:
     return work((_shape(linear) for linear in plan.linears), config)
 
 
-def _shape(linear: dict[str, Any]) -> tuple[int, int]:
+def _shape(linear: PlannedLinear) -> tuple[int, int]:
     return int(linear["out_features"]), int(linear["in_features"])

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.runs import QUIET_THREADS, Run
+from awq_engine.shapes import field_checks
 from awq_engine.storage import write_atomically
 
 RESULT, PROGRESS, LOCK, LOG, STOP = (
@@ -91,13 +92,10 @@ def store_evaluation(run: Run, settings: dict[str, Any], found: dict[str, Any]) 
 def read_evaluation(run: Run) -> Evaluation | None:
     """The newest complete measurement against the original, or None."""
     found = _read(run, RESULT).get("result")
-    try:
-        return Evaluation(
-            str(found["text"]), int(found["tokens"]), int(found["seq_len"]), found["perplexity"],
-            found["perplexity_original"], float(found["kl"]), found["kl_error"], float(found["top1_agreement"]),
-        ) if found else None  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    checks = field_checks(Evaluation)
+    if not isinstance(found, dict) or not all(name in found and fits(found[name]) for name, fits in checks.items()):
         return None
+    return Evaluation(**{name: found[name] for name in checks})
 
 
 def measuring(run: Run) -> Measuring:

@@ -8,9 +8,12 @@ screen. Losses are mean squared errors of a linear's (or block's) output. Standa
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
+
+from awq_engine.shapes import check_of, field_checks
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,49 @@ class DownloadProgress(Event):
     file: str = ""
 
 
+class LinearShape(TypedDict):
+    """Which linear, and how large."""
+
+    block: int
+    name: str
+    """Inside the block."""
+    out_features: int
+    in_features: int
+
+
+class PlannedLinear(LinearShape, total=False):
+    """One linear of a plan; journals of older versions have only its shape."""
+
+    bits: int
+    group_size: int
+    marlin_refuses: list[int]
+    """Tensor parallel sizes at which vLLM's Marlin kernel does not take it."""
+
+
+class TextUse(TypedDict):
+    """One source of a calibration's text: `calibration.SourceUse`."""
+
+    source: str
+    sequences: int
+    documents: int
+    documents_used: int
+    documents_cut: int
+    dropped_tokens: int
+    detail: str
+    tokens: int
+    weighted_tokens: int
+
+
+class Bins(TypedDict):
+    """A histogram of a channel scale."""
+
+    low: float
+    """log10; so is `high`."""
+    high: float
+    counts: list[int]
+    """In equal bins."""
+
+
 @dataclass(frozen=True)
 class PlanReady(Event):
     """What will be quantized, what not and why, before any work."""
@@ -74,9 +120,8 @@ class PlanReady(Event):
     model_type: str
     parameters: int
     n_blocks: int
-    linears: list[dict[str, Any]]
-    """One per linear of every block: block, name (inside the block), out_features, in_features, bits, group_size,
-    marlin_refuses (tensor parallel sizes at which vLLM's Marlin kernel does not take it)."""
+    linears: list[PlannedLinear]
+    """Of every block."""
     skipped: list[list[str]]
     """[name, reason] of linears that stay as they are."""
     bytes_before: int
@@ -100,8 +145,8 @@ class CalibrationReady(Event):
     dropped_tokens: int = 0
     """Tokens of the text that were not used."""
     detail: str = ""
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    """For each source of the text, what of it was read, used, cut and dropped: `calibration.SourceUse`."""
+    sources: list[TextUse] = field(default_factory=list)
+    """For each source of the text, what of it was read, used, cut and dropped."""
     weighted_tokens: int | None = None
     """Tokens that count, when only answers do."""
 
@@ -153,8 +198,7 @@ class ScaleChosen(Event):
     loss_after: float
     statistics: dict[str, float]
     """mean, max, min, std, max_over_mean, share_above_2x, share_above_5x, share_below_half (of the mean)."""
-    histogram: dict[str, Any]
-    """low, high (log10 of the channel scale) and counts (equal bins)."""
+    histogram: Bins
 
 
 @dataclass(frozen=True)
@@ -233,6 +277,8 @@ class RunFailed(Event):
     exit_code: int
 
 
+LATEST = 1e11
+"""Unix time in seconds, some 3,000 years from now."""
 EVENTS: dict[str, type[Event]] = {cls.kind(): cls for cls in Event.__subclasses__()}
 
 
@@ -254,11 +300,18 @@ class Record:
     def from_json(cls, data: dict[str, Any]) -> Record | None:
         """Read a journal line; None for kinds or fields this version cannot read."""
         event_class = EVENTS.get(str(data.get("kind")))
-        if event_class is None:
+        seq, time = data.get("seq"), data.get("time")
+        if event_class is None or type(seq) is not int or not _is_time(time):
             return None
-        names = {f.name for f in dataclasses.fields(event_class)}
+        checks = field_checks(event_class)
+        fields = {key: value for key, value in data.items() if key in checks}
+        if not all(checks[key](value) for key, value in fields.items()):
+            return None
         try:
-            event = event_class(**{key: value for key, value in data.items() if key in names})
-            return cls(int(data["seq"]), float(data["time"]), event)
-        except (KeyError, TypeError, ValueError):
+            return cls(seq, float(data["time"]), event_class(**fields))
+        except TypeError:  # a field is missing
             return None
+
+
+def _is_time(value: Any) -> bool:
+    return check_of(float)(value) and math.isfinite(value) and 0 <= value < LATEST

@@ -101,5 +101,5 @@ def _read(path: Path) -> dict[str, object] | None:
         return data if isinstance(data, dict) and isinstance(data.get("threads"), int) else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path} cannot be read ({error}); start a new run.") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+
+from awq_engine.events import Bins
 
 N_BINS = 64
 
@@ -24,7 +24,7 @@ def scale_statistics(channel_scale: torch.Tensor) -> dict[str, float]:
     }
 
 
-def histogram(channel_scale: torch.Tensor) -> dict[str, Any]:
+def histogram(channel_scale: torch.Tensor) -> Bins:
     """Equal bins of log10(channel_scale) between its smallest and largest value: low, high and counts."""
     logs = channel_scale.log10()
     low, high = float(logs.min()), float(logs.max())

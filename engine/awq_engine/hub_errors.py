@@ -7,6 +7,7 @@ library only until an error is there to be described: the app imports this modul
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,10 +39,14 @@ def describe(error: BaseException, repo: str, revision: str | None = None) -> Aw
             return ResourceError(f"The disk is full while downloading {repo}; free some space and try again.")
         if sentence := _about_connection(cause, repo):
             return NetworkError(sentence)
-    return NetworkError(_UNKNOWN.format(repo=repo, kind=type(error).__name__)) if _is_hub_error(error) else None
+    if _is_hub_error(error):
+        return NetworkError(_UNKNOWN.format(repo=repo, kind=type(error).__name__))
+    return NetworkError(_MISUNDERSTOOD.format(repo=repo)) if _raised_by_client(error) else None
 
 
 _UNKNOWN = "The Hub could not deliver {repo} ({kind}); try again later, or use local files."
+
+_MISUNDERSTOOD = "The Hub's reply about {repo} cannot be understood; is a proxy or login page in between?"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -109,9 +114,21 @@ def _about_connection(error: BaseException, repo: str) -> str | None:
     if isinstance(error, errors.IncompleteSnapshotError):
         return f"Only a part of {repo} is in the cache and the Hub cannot be reached; try again with a network."
     if isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError):
-        return f"The Hub's reply about {repo} cannot be understood; is a proxy or login page in between?"
+        return _MISUNDERSTOOD.format(repo=repo)
     return None
 
 
+_CLIENTS = ("huggingface_hub", "httpx2", "hf_xet")
+
+
 def _is_hub_error(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] in ("huggingface_hub", "httpx2", "hf_xet")
+    return type(error).__module__.split(".")[0] in _CLIENTS
+
+
+def _raised_by_client(error: BaseException) -> bool:
+    """Whether a client library stumbled over a reply of a shape that it does not check."""
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return isinstance(error, _STUMBLES) and any(name.split(".")[0] in _CLIENTS for name in modules)
+
+
+_STUMBLES = (TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from awq_engine.errors import BadInputError, UsageError
 from awq_engine.hub_errors import hub_errors
+from awq_engine.paths import typed_path
 
 FORM = "hub:DATASET[@REVISION][:CONFIG][:SPLIT][:COLUMN]"
 COMMIT_SHOWN = 12
@@ -57,7 +57,7 @@ def hub_rows(spec: str) -> tuple[str, str | None, Iterator[tuple[Any, str]]]:
 
     with _refusals(spec, asked):
         commit = None if asked.is_folder else _commit(asked)
-        name = str(Path(asked.name).expanduser()) if asked.is_folder else asked.name
+        name = str(typed_path(asked.name)) if asked.is_folder else asked.name
         splits: Any = datasets.load_dataset(
             name, _config(datasets, name, asked, commit), revision=commit, streaming=True
         )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from awq_engine.disk import check_disk
 from awq_engine.errors import AwqError, BadInputError
 from awq_engine.hub_errors import hub_errors
+from awq_engine.paths import typed_path
 from awq_engine.runs import Run, RunStatus, find_run, list_runs
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def resolve_model(spec: str, on_progress: OnProgress | None = None) -> ResolvedM
 
 def parse_model(spec: str) -> Path | HubId:
     """What `spec` means, without touching the network: an absolute folder (it may not exist) or a Hub id."""
-    path = Path(spec).expanduser()
+    path = typed_path(spec)
     if spec.startswith((".", "/", "~")) or (spec and path.exists()):
         return path.resolve()
     if "/" not in spec:

@@ -16,6 +16,7 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -209,7 +210,7 @@ def _calibration_event(calibration: Calibration) -> e.CalibrationReady:
     return e.CalibrationReady(
         "+".join(use.source for use in uses), sequences, seq_len, calibration.ids.numel(),
         sum(use.dropped_tokens for use in uses), "; ".join(use.detail for use in uses if use.detail),
-        [dataclasses.asdict(use) for use in uses],
+        [cast(e.TextUse, dataclasses.asdict(use)) for use in uses],
         None if calibration.weights is None else int(calibration.weights.count_nonzero()),
     )  # fmt: skip
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,6 +26,7 @@ from awq_engine.errors import BadInputError
 from awq_engine.formats.stated import Quantization
 from awq_engine.skeleton import build_skeleton, missing_tensor
 from awq_engine.sources import Source
+from awq_engine.tensor_files import open_tensors
 from awq_kernels.int_weight import IntWeight
 
 Read = Callable[[str], torch.Tensor]
@@ -179,7 +179,7 @@ def _reading(checkpoint: Checkpoint) -> Iterator[Read]:
         def read(key: str) -> torch.Tensor:
             file = checkpoint.tensors[key].file
             if file not in files:
-                files[file] = stack.enter_context(safe_open(str(file), "pt"))
+                files[file] = stack.enter_context(open_tensors(file))
             return files[file].get_tensor(key)
 
         yield read

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from subprocess import Popen
-from typing import Any
 
 from awq_engine import events as e
 from awq_engine.format import count, duration, loss, size, times
@@ -127,7 +126,7 @@ def _calibration(event: e.CalibrationReady) -> list[str]:
     return [whole, *(f"  {use['source']}: {use['sequences']} sequences{_use(use)}" for use in event.sources)]
 
 
-def _use(use: dict[str, Any]) -> str:
+def _use(use: e.TextUse) -> str:
     """What of a source was used, and what was not."""
     cut = f", {use['documents_cut']} of them cut" if use["documents_cut"] else ""
     dropped = f"; {use['dropped_tokens']} tokens not used" if use["dropped_tokens"] else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from awq_engine.errors import BadInputError
+from awq_engine.errors import BadInputError, last_clause
 from awq_engine.runtime import LoadedModel
 
 Message = Mapping[str, str]
@@ -71,7 +71,9 @@ def _render(loaded: LoadedModel, messages: Sequence[Message], *, tokenize: bool)
             [dict(message) for message in messages], add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
         )
     except Exception as error:  # a template is a program from the model folder: anything can go wrong in it
-        raise BadInputError(f"The chat template of {loaded.path} refuses this conversation: {error}") from error
+        raise BadInputError(
+            f"The chat template of {loaded.path} refuses this conversation: {last_clause(error)}"
+        ) from error
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

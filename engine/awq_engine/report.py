@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.errors import BadInputError
+from awq_engine.events import Bins
+from awq_engine.shapes import field_checks
 from awq_engine.state import LayerState, RunState
 
 REPORT_NAME = "quantization_report.json"
@@ -54,7 +56,7 @@ class LayerRow:
     seconds: float
     curve: list[list[float]]
     """[alpha, loss] points of the search."""
-    histogram: dict[str, Any] | None
+    histogram: Bins | None
     """low, high (log10) and counts of the channel scale."""
     tokens: int | None = None
     """Calibration tokens that the linear read; None in older reports."""
@@ -133,11 +135,17 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def rows_of_report(report: dict[str, Any], where: str = REPORT_NAME) -> list[LayerRow]:
     """The rows stored in a report; unknown fields of a newer version are ignored."""
-    names = {field.name for field in dataclasses.fields(LayerRow)}
-    try:
-        return [LayerRow(**{k: v for k, v in row.items() if k in names}) for row in report["layers"]]
-    except (TypeError, AttributeError) as error:
-        raise BadInputError(f"{where} lacks statistics this version needs ({error}).") from error
+    checks = field_checks(LayerRow)
+    rows = []
+    for row in report["layers"]:
+        known = {key: value for key, value in row.items() if key in checks} if isinstance(row, dict) else {}
+        if wrong := [key for key, value in known.items() if not checks[key](value)]:
+            raise BadInputError(f"{where} is damaged: '{wrong[0]}' of a layer is no value that it can have.")
+        try:
+            rows.append(LayerRow(**known))
+        except TypeError as error:
+            raise BadInputError(f"{where} lacks statistics this version needs ({error}).") from error
+    return rows
 
 
 @dataclass(frozen=True)

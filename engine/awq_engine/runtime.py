@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from awq_engine.architecture import auto_class
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.errors import BadInputError, UsageError, first_line
+from awq_engine.errors import BadInputError, UsageError, last_clause
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.linear import QuantizedLinear
@@ -128,9 +128,11 @@ def load_dequantized(path: Path | str, *, device: str = "auto", dtype: torch.dty
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; `BadInputError` when there is none that can be used without its own code."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer("A cat.", verbose=False)["input_ids"])  # some damage shows only when it is used
+        return tokenizer
     except Exception as error:
-        raise BadInputError(f"{path} has no tokenizer that can be used: {first_line(error)}") from error
+        raise BadInputError(f"{path} has no tokenizer that can be used: {last_clause(error)}") from error
 
 
 def pick_device(device: str) -> torch.device:
@@ -182,7 +184,7 @@ def _load_floats(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
             output_loading_info=True,
         )
     except Exception as error:
-        raise BadInputError(f"The model in {checkpoint.path} cannot be loaded: {first_line(error)}") from error
+        raise BadInputError(f"The model in {checkpoint.path} cannot be loaded: {last_clause(error)}") from error
     model, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise missing_tensor(checkpoint, absent[0])

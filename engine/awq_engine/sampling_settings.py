@@ -5,12 +5,12 @@ Standard library only.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from awq_engine.errors import UsageError
+from awq_engine.shapes import field_checks
 
 MAX_STOPS = 16
 
@@ -59,6 +59,12 @@ class Sampling:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sampling:
-        """Rebuild what `dataclasses.asdict` made; unknown fields come from a newer version and are left out."""
-        known = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+        """Rebuild what `dataclasses.asdict` made; unknown fields come from a newer version and are left out.
+
+        Raises `ValueError` for a field of another type.
+        """
+        checks = field_checks(cls)
+        known = {name: data[name] for name in checks if name in data}
+        if wrong := [name for name, value in known.items() if not checks[name](value)]:
+            raise ValueError(f"{wrong[0]} is no value that it can have")
         return cls(**{**known, "stop": tuple(map(str, known.get("stop", ())))})

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -26,10 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from awq_engine.architecture import build_empty, find_blocks, towers
 from awq_engine.checkpoint import Checkpoint, TensorInfo
-from awq_engine.errors import BadInputError, as_known_error, first_line
+from awq_engine.errors import BadInputError, as_known_error, last_clause
 from awq_engine.linearize import linearize
 from awq_engine.outer import TableOnDemand, has_rows, packed_pieces, stored_pieces, streamed_head
 from awq_engine.sources import Source, find_sources
+from awq_engine.tensor_files import open_tensors
 from awq_kernels.int_weight import IntWeight
 
 
@@ -262,7 +262,7 @@ class Skeleton:
                 continue
             file = self.checkpoint.tensors[key].file
             if file not in files:
-                files[file] = stack.enter_context(safe_open(str(file), "pt"))
+                files[file] = stack.enter_context(open_tensors(file))
             slices[key] = files[file].get_slice(key)
         return slices
 
@@ -279,7 +279,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
         except Exception as error:
             if known := as_known_error(error):
                 raise known from error
-            why = first_line(error)
+            why = last_clause(error)
             raise BadInputError(f"transformers cannot build '{checkpoint.model_type}' as a causal LM: {why}") from error
     model.eval().requires_grad_(False)
     original = model.state_dict()
@@ -311,7 +311,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {first_line(error)}") from error
+        raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {last_clause(error)}") from error
 
 
 def _known_model_types() -> set[str]:

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 from awq_engine.conversations import Renderer
 from awq_engine.documents import Document, Documents, Notes
-from awq_engine.errors import BadInputError, UsageError
+from awq_engine.errors import BadInputError, UsageError, last_clause
 from awq_engine.format import size
 from awq_engine.hub_text import hub_rows
+from awq_engine.paths import typed_path
 from awq_engine.rows import COLUMNS, RowError, read_row
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -71,7 +72,7 @@ def load_documents(
         reader.column = column
         items = _until(max_chars, reader.documents(Row(*row) for row in rows), notes)
     else:
-        items = reader.documents(_fewer(list(_read_path(Path(spec).expanduser(), notes)), max_chars, notes))
+        items = reader.documents(_fewer(list(_read_path(typed_path(spec), notes)), max_chars, notes))
     documents = [replace(document, number=number) for number, document in enumerate(items)]
     detail = "; ".join(notes.clauses())
     if not documents:
@@ -83,7 +84,7 @@ def absolute_spec(spec: str, what: str = "text") -> str:
     """`spec` so that it means the same in every folder; `BadInputError`, naming `what`, for a missing file."""
     if spec == "builtin" or spec.startswith("hub:"):
         return spec
-    path = Path(spec).expanduser()
+    path = typed_path(spec)
     if not path.exists():
         raise BadInputError(f"There is no {what} {path}; give builtin, a file, a folder or hub:DATASET.")
     return str(path.absolute())
@@ -91,7 +92,7 @@ def absolute_spec(spec: str, what: str = "text") -> str:
 
 def split_mix(spec: str) -> list[str]:
     """The sources that a spec joins with `+`; the name of a file may have one too."""
-    return [spec] if Path(spec).expanduser().exists() else spec.split("+")
+    return [spec] if typed_path(spec).exists() else spec.split("+")
 
 
 def absolute_mix(spec: str) -> str:
@@ -254,4 +255,4 @@ def _read_parquet(path: Path, notes: Notes) -> Iterator[Row]:
                     yield Row(value, f"row {number} of {path}")
                     number += 1
     except pyarrow.ArrowException as error:
-        raise BadInputError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
+        raise BadInputError(f"{path} is not a readable parquet file: {last_clause(error)}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from awq_engine.documents import Document, Documents
-from awq_engine.errors import UsageError
+from awq_engine.errors import BadInputError, UsageError, last_clause
 from awq_engine.text_sources import load_documents
 
 CHARS_PER_TOKEN = 8
@@ -105,13 +105,20 @@ def _tokens(item: Document, tokenizer: Any, answers: bool) -> Iterator[tuple[int
     for start in range(0, len(item.text), CHARS_PER_CALL):
         part = item.excerpt(start, start + CHARS_PER_CALL)
         options = {"return_offsets_mapping": True} if answers else {}
-        encoded = tokenizer(part.text, add_special_tokens=False, verbose=False, **options)
+        encoded = _encoded(part.text, tokenizer, options)
         if part.answers is None:
             yield from ((token, 1.0) for token in encoded["input_ids"])
             continue
         for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             inside = any(a < last and first < b for a, b in part.answers)
             yield token, 1.0 if inside else OTHER_WEIGHT
+
+
+def _encoded(text: str, tokenizer: Any, options: dict[str, Any]) -> Any:
+    try:
+        return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+    except Exception as error:  # it is made of a model's files, which may be damaged
+        raise BadInputError(f"The model's tokenizer fails on this text: {last_clause(error)}") from error
 
 
 def offsets(stream: TokenStream, samples: int) -> list[int]:

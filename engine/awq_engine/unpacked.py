@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from safetensors import safe_open
 
 from awq_engine.checkpoint import Checkpoint
 from awq_engine.formats.stated import Quantization
+from awq_engine.tensor_files import open_tensors
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
 
@@ -15,7 +15,7 @@ def read_weight(checkpoint: Checkpoint, quantization: Quantization, linear: str)
     """The integers of one linear; `linear` is its name in the checkpoint."""
     parts = {}
     for part, info in quantization.reader.of(checkpoint.tensors, linear).items():
-        with safe_open(str(info.file), "pt") as file:
+        with open_tensors(info.file) as file:
             parts[part] = file.get_tensor(info.name)
     return quantization.reader.unpack(parts, quantization.spec_of(linear), linear)
 

@@ -48,7 +48,7 @@ def read_measured(file: Path) -> Launches:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return Launches({key: Launch(**launch) for key, launch in stored.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return Launches()
 
 

@@ -102,7 +102,7 @@ def test_index_that_names_an_absent_tensor(tmp_path: Path) -> None:
 def test_index_cannot_reach_outside_the_folder(tmp_path: Path, shard: str) -> None:
     folder = sharded_folder(tmp_path / "m")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"t0": shard}}))
-    with pytest.raises(BadInputError, match=r"outside its own folder|lacks the shard"):
+    with pytest.raises(BadInputError, match=r"no file of its own folder|lacks the shard"):
         read_checkpoint(folder)
 
 

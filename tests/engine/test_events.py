@@ -12,34 +12,45 @@ from hypothesis import strategies as st
 
 from awq_engine import events as e
 from awq_engine.journal import parse_line
+from awq_engine.shapes import LARGEST
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+WHOLE = st.integers(1 - LARGEST, LARGEST - 1)
 VALUES: dict[object, st.SearchStrategy] = {
-    int: st.integers(),
+    int: WHOLE,
     float: FLOATS,
     str: st.text(),
     bool: st.booleans(),
     float | None: st.none() | FLOATS,
-    int | None: st.none() | st.integers(),
+    int | None: st.none() | WHOLE,
     list[str]: st.lists(st.text(), max_size=3),
     list[list[str]]: st.lists(st.lists(st.text(), max_size=2), max_size=3),
     list[list[float]]: st.lists(st.lists(FLOATS, max_size=2), max_size=3),
+    list[int]: st.lists(WHOLE, max_size=3),
     dict[str, float]: st.dictionaries(st.text(), FLOATS, max_size=3),
     dict[str, str]: st.dictionaries(st.text(), st.text(), max_size=3),
     dict[str, typing.Any]: st.dictionaries(st.text(), FLOATS | st.text(), max_size=3),
-    list[dict[str, typing.Any]]: st.lists(st.dictionaries(st.text(), st.integers(), max_size=3), max_size=3),
 }
 
 
 def events(kind: type[e.Event]) -> st.SearchStrategy[e.Event]:
     hints = typing.get_type_hints(kind)
-    return st.builds(kind, **{field.name: VALUES[hints[field.name]] for field in dataclasses.fields(kind)})
+    return st.builds(kind, **{field.name: _values(hints[field.name]) for field in dataclasses.fields(kind)})
+
+
+def _values(kind: typing.Any) -> st.SearchStrategy:
+    """Of a field, or of what its list holds: some fields have dictionaries with keys of their own."""
+    if kind in VALUES:
+        return VALUES[kind]
+    if typing.is_typeddict(kind):
+        return st.fixed_dictionaries({name: _values(hint) for name, hint in typing.get_type_hints(kind).items()})
+    return st.lists(_values(*typing.get_args(kind)), max_size=2)
 
 
 @pytest.mark.parametrize("kind", e.EVENTS)
 @given(data=st.data())
 def test_event_survives_the_journal(kind: str, data: st.DataObject) -> None:
-    record = e.Record(data.draw(st.integers(1)), 12.5, data.draw(events(e.EVENTS[kind])))
+    record = e.Record(data.draw(WHOLE), 12.5, data.draw(events(e.EVENTS[kind])))
     assert parse_line(json.dumps(record.to_json()).encode()) == record
 
 

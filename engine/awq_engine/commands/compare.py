@@ -29,6 +29,7 @@ from awq_engine.config import Format, RunConfig
 from awq_engine.errors import BadInputError, ExitCode, InterruptedRunError, UsageError
 from awq_engine.evaluations import evaluation_settings, newest_change, store_evaluation, stored_evaluation
 from awq_engine.models import HubId, ResolvedModel, parse_model, resolve_model
+from awq_engine.paths import typed_path
 from awq_engine.report import read_report
 from awq_engine.runs import Run, RunStatus, create_run, spawn_engine
 from awq_engine.sanitize import one_line
@@ -77,7 +78,7 @@ def measure(entry: Entry, model: ResolvedModel, settings: dict[str, Any], keep: 
 def _base(args: argparse.Namespace, model: ResolvedModel) -> RunConfig:
     """The request that all entries share; its output is the folder of the comparison."""
     target = parse_model(args.model)
-    folder = Path(args.output).expanduser() if args.output else Path.cwd() / f"{model.name}-comparison"
+    folder = typed_path(args.output) if args.output else Path.cwd() / f"{model.name}-comparison"
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(folder.absolute()),
         symmetric=args.symmetric, format=Format(args.format), samples=args.samples, seq_len=args.seq_len,

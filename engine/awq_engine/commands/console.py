@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,8 +34,16 @@ def result(text: str) -> None:
 
 
 def result_json(data: dict[str, Any]) -> None:
-    """The one JSON object a `--json` command prints, on stdout."""
-    print(json.dumps(data, ensure_ascii=True, allow_nan=False), flush=True)
+    """The one JSON object a `--json` command prints, on stdout; JSON has no word for a number that is not finite."""
+    print(json.dumps(_finite(data), ensure_ascii=True, allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from awq_engine.commands.console import phases, result, result_json
 from awq_engine.convert import convert
@@ -11,12 +10,13 @@ from awq_engine.errors import ExitCode
 from awq_engine.format import size
 from awq_engine.formats.limits import Format
 from awq_engine.models import resolve_model
+from awq_engine.paths import typed_path
 
 
 def convert_model(args: argparse.Namespace) -> int:
     """Convert and say where the result is; exit code 2 when the format cannot hold the model exactly."""
     source = resolve_model(args.model).path
-    output = Path(args.output).expanduser().absolute()
+    output = typed_path(args.output).absolute()
     done = convert(source, output, Format(args.format), overwrite=args.overwrite, progress=phases())
     if args.json:
         result_json(done.to_json())

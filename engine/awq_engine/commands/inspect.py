@@ -8,13 +8,13 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from awq_engine.commands.console import note, result, result_json, table
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.format import change, loss, number, share, times
 from awq_engine.models import HubId, parse_model
+from awq_engine.paths import typed_path
 from awq_engine.report import (
     LayerRow,
     RoleSummary,
@@ -98,7 +98,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 def load_rows(spec: str) -> tuple[list[LayerRow], str]:
     """The rows of a run or of a model folder, and where they come from."""
-    if not Path(spec).expanduser().exists() and _is_run(spec):
+    if not typed_path(spec).exists() and _is_run(spec):
         run = find_run(spec)
         rows, source = layer_rows(replay(run.records())), run.id
         if not rows:

@@ -13,12 +13,14 @@ from awq_engine.commands.following import attend, look_on
 from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.estimate import estimate, measured_speed
-from awq_engine.format import duration, size
+from awq_engine.format import UNKNOWN, duration, size
 from awq_engine.memory import parse_size
 from awq_engine.models import HubId, parse_model
 from awq_engine.output import check_output, check_run, default_output
+from awq_engine.paths import typed_path
 from awq_engine.runs import Run, create_run, find_run, spawn_engine
 from awq_engine.sanitize import one_line
+from awq_engine.shapes import check_of
 from awq_engine.state import RunState
 from awq_engine.text_sources import absolute_mix
 
@@ -63,7 +65,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
     shape = {"bits": args.bits, "group_size": args.group_size, "symmetric": args.symmetric}
     layout = Format(args.format)
     default = default_output(target.name, method=method, layout=layout, target_bpw=args.target_bpw, **shape)
-    output = Path(args.output).expanduser() if args.output else default
+    output = typed_path(args.output) if args.output else default
     return RunConfig(
         model=args.model if isinstance(target, HubId) else str(target), output=str(output.absolute()),
         preset=Preset(args.preset), method=method, format=layout, samples=args.samples,
@@ -161,19 +163,16 @@ def _show(state: RunState, as_json: bool) -> int:
 
 
 def describe_result(data: dict[str, Any]) -> str:
-    """What `quantize --json` reports, for people."""
-    before, after, bits = size(data["bytes_before"]), size(data["bytes_after"]), data["bits_per_weight"]
-    counts = f"{data['blocks']} blocks, {data['folds']} folds, {data['fallbacks']} fallbacks"
-    memory = f"peak memory {size(data['peak_host_bytes'])}{_device_peak(data)}"
+    """What `quantize --json` reports, for people; other versions may report less."""
+    known = {key: value for key, value in data.items() if check_of(float)(value)}
+    bits, peak = known.get("bits_per_weight"), known.get("peak_device_bytes")
+    counts = ", ".join(f"{data.get(name, UNKNOWN)} {name}" for name in ("blocks", "folds", "fallbacks"))
+    memory = f"peak memory {size(known.get('peak_host_bytes'))}{f' and {size(peak)} on the device' if peak else ''}"
     lines = [
-        str(data["output"]),
-        f"{before} -> {after}, {bits:.2f} bits per weight",
-        f"{counts}, {duration(data['seconds'])}, {memory}",
-        f"run {data['run_id']}",
+        str(data.get("output", "")),
+        f"{size(known.get('bytes_before'))} -> {size(known.get('bytes_after'))}, "
+        f"{UNKNOWN if bits is None else f'{bits:.2f}'} bits per weight",
+        f"{counts}, {duration(known.get('seconds'))}, {memory}",
+        f"run {data.get('run_id', '')}",
     ]
     return "\n".join(map(one_line, lines))
-
-
-def _device_peak(data: dict[str, Any]) -> str:
-    peak = data.get("peak_device_bytes")
-    return f" and {size(peak)} on the device" if peak else ""

@@ -1,0 +1,229 @@
+"""What fuzzing found, each by its name: it was a traceback, a hang or a wrong sentence once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awq_engine.checkpoint import read_checkpoint, read_header
+from awq_engine.commands.console import result_json
+from awq_engine.config import RunFile
+from awq_engine.errors import AwqError, BadInputError, UsageError, as_known_error, last_clause
+from awq_engine.evaluations import read_evaluation
+from awq_engine.events import Record
+from awq_engine.fingerprint import stored_threads
+from awq_engine.hub_errors import describe
+from awq_engine.models import parse_model
+from awq_engine.paths import typed_path
+from awq_engine.runs import Run
+from awq_engine.tensor_files import open_tensors
+from awq_kernels.tuning import read_measured
+from tests.fuzz.parsers import PARSERS
+
+DEEP = b"[" * 5000 + b"]" * 5000
+
+
+def parse(name: str, data: Any, folder: Path) -> None:
+    """Give one of the table's parsers an input."""
+    parser = next(parser for parser in PARSERS if parser.name == name)
+    parser.prepare(folder)
+    parser.parse(data if isinstance(data, bytes) else json.dumps(data).encode(), folder)
+
+
+def safetensors(header: dict[str, Any], data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape: list[int], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize("shard", ["a" * 10_000, "../x.safetensors", "/etc/passwd", "", "."])
+def test_shard_names_that_are_no_file_of_the_folder(shard: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(BadInputError, match=r"no file of its own folder|lacks the shard") as caught:
+        read_checkpoint(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "words"),
+    [
+        ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, 12, "does not begin where the one before it ends"),
+        ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 4, "does not begin where"),
+        ({"a": entry([1], 0, 4)}, 12, "8 bytes that belong to no tensor"),
+        ({"a": entry([10**400], 0, 4)}, 4, "damaged"),
+        ({"a": entry([1] * 1000, 0, 4)}, 4, "damaged"),
+    ],
+)
+def test_headers_that_the_library_would_refuse_later(header: Any, data: int, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors(header, bytes(data)))
+    with pytest.raises(BadInputError, match=words):
+        read_header(file)
+
+
+def test_a_product_of_dimensions_that_takes_minutes(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors({"a": {"dtype": "X", "shape": [10**4000] * 2000, "data_offsets": [0, 0]}}))
+    started = time.perf_counter()
+    with pytest.raises(BadInputError, match="damaged"):
+        read_header(file)
+    assert time.perf_counter() - started < 5
+
+
+def test_what_safetensors_refuses_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"nothing")
+    with pytest.raises(BadInputError, match=r"x\.safetensors cannot be read: .*\.$"), open_tensors(file):
+        pass
+
+
+@pytest.mark.parametrize("version", ["Infinity", "1e999", "[]", "{}", '"x"', "null"])
+def test_a_version_of_run_json_that_is_no_number(version: str) -> None:
+    with pytest.raises(BadInputError):
+        RunFile.loads(f'{{"version": {version}, "run_id": "r", "created": 1, "config": {{}}}}', "run.json")
+
+
+@pytest.mark.parametrize("config", [None, [], "x", 5])
+def test_a_config_of_run_json_that_is_no_object(config: Any) -> None:
+    with pytest.raises(BadInputError, match="no JSON object"):
+        RunFile.loads(json.dumps({"version": 1, "run_id": "r", "created": 1, "config": config}), "run.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"block": []}, {"block": "0"}, {"block": 1 << 63}, {"name": 3}, {"seq": "1"}, {"time": float("nan")}, {"time": -1},
+     {"time": 10**400}, {"seconds": None}, {"losses": {"rounding": "x"}}, {"losses": []}],
+    ids=str,
+)  # fmt: skip
+def test_journal_lines_with_values_of_other_types(changes: dict[str, Any]) -> None:
+    """They are left out and counted, as lines of a newer version are."""
+    good = {
+        "seq": 1, "time": 5.0, "kind": "linear_quantized", "block": 0, "name": "q", "out_features": 8, "in_features": 8,
+        "losses": {"rounding": 1.0}, "weight_mse_rounding": 1.0, "weight_mse_final": 1.0, "clipped_share": 0.0,
+        "seconds": 1,
+    }  # fmt: skip
+    assert Record.from_json(good) is not None
+    assert Record.from_json({**good, **changes}) is None
+
+
+def test_a_plan_in_the_journal_whose_linears_lack_their_shape() -> None:
+    parser = next(parser for parser in PARSERS if parser.name == "journal")
+    line = json.loads(next(line for line in parser.seeds(Path("/nowhere"))[0].split(b"\n") if b"plan_ready" in line))
+    assert Record.from_json(line) is not None
+    del line["linears"][0]["in_features"]
+    assert Record.from_json(line) is None
+
+
+@pytest.mark.parametrize("value", ["9" * 30, "1e300", "-5", "NaN"])
+def test_a_conversation_of_no_possible_date(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    chat = b'{"models": [], "created": %s, "updated": 1, "system": "", "sampling": {}, "turns": []}' % value.encode()
+    with pytest.raises(BadInputError, match="dates"):
+        parse("conversations", chat, tmp_path)
+
+
+def test_nested_values_in_the_settings_of_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    chat = {"models": [], "created": 1, "updated": 1, "system": "", "sampling": {"seed": {"a": []}}, "turns": []}
+    with pytest.raises(BadInputError, match="seed"):
+        parse("conversations", chat, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"type": "prompt", "id": "1", "done": Infinity, "total": 2}', DEEP,
+     b'{"type": "ready", "model": "m", "backend": "b", "reason": "r", "device": "d", "context_length": [], '
+     b'"bits_per_weight": 4, "has_chat_template": true}'],
+)  # fmt: skip
+def test_replies_of_the_chat_worker_that_mean_nothing(line: bytes, tmp_path: Path) -> None:
+    parse("replies of the chat worker", line, tmp_path)
+
+
+def test_deep_nesting_in_files_of_our_own(tmp_path: Path) -> None:
+    (tmp_path / "fingerprint.json").write_bytes(DEEP)
+    (tmp_path / "launches.json").write_bytes(DEEP)
+    (tmp_path / "evaluation.json").write_bytes(DEEP)
+    with pytest.raises(BadInputError):
+        stored_threads(Run(tmp_path))
+    assert read_measured(tmp_path / "launches.json").measured == {}
+    assert read_evaluation(Run(tmp_path)) is None
+
+
+@pytest.mark.parametrize("changes", [{"perplexity": []}, {"kl": 10**400}, {"tokens": "5"}, {"text": None}])
+def test_measurements_of_other_types(changes: dict[str, Any], tmp_path: Path) -> None:
+    good = {"text": "t", "tokens": 1, "seq_len": 1, "perplexity": 1.0, "perplexity_original": None, "kl": 0.1,
+            "kl_error": None, "top1_agreement": 1.0}  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps({"result": good}))
+    assert read_evaluation(Run(tmp_path)) is not None
+    (tmp_path / "evaluation.json").write_text(json.dumps({"result": {**good, **changes}}))
+    assert read_evaluation(Run(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["a\0b", "~nobody-of-this-name/x", "x" * 300, "./" + "y/" * 3000])
+def test_words_that_cannot_be_a_path(text: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be a path|home folder of a user"):
+        typed_path(text)
+    with pytest.raises(AwqError):
+        parse_model(text)
+
+
+@pytest.mark.parametrize("text", ["~", "~x", "~nobody-of-this-name", "\0", "a" * 5000])
+def test_words_typed_into_the_form(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app is asked after every key: `~x` is on the way to `~xavier/models`."""
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    parse("words typed", text.encode(), tmp_path)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b"[5]", b'[{"id": 5}]', b'[{"id": "a/b", "tags": 3}]', DEEP, b"null"])
+@pytest.mark.parametrize("name", ["search of the Hub", "listing on the Hub", "headers on the Hub"])
+def test_replies_of_the_hub_in_other_shapes(name: str, body: bytes, tmp_path: Path) -> None:
+    try:
+        parse(name, body, tmp_path)
+    except AwqError as error:
+        assert str(error).endswith((".", "?"))  # noqa: PT017
+
+
+def test_a_stumbling_client_library_is_the_networks_fault_and_ours_is_not() -> None:
+    assert describe(KeyError("ours"), "org/x") is None
+
+
+@pytest.mark.parametrize("settings", [b'{"model_max_length": "self"}', b"1000000", b'{"tokenizer_class": 5}'])
+def test_tokenizer_settings_of_other_types(settings: bytes, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="no tokenizer that can be used"):
+        parse("tokenizer_config.json", settings, tmp_path)
+
+
+def test_numbers_that_json_has_no_word_for(capsys: pytest.CaptureFixture[str]) -> None:
+    result_json({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, {"b": None}], "c": 1.5}
+
+
+def test_sentences_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert last_clause(ValueError("no end")) == "no end."
+    assert last_clause(ValueError("an end.\nmore")) == "an end."
+    assert len(last_clause(ValueError("x" * 5000))) < 400
+    assert last_clause(ValueError()) == "ValueError."
+
+
+@pytest.mark.parametrize("number", [13, 5, 24, 27, 30, 36])
+def test_what_the_system_refuses_is_no_bug(number: int) -> None:
+    known = as_known_error(OSError(number, "said", "/x/file"))
+    assert known is not None
+    assert str(known).endswith((".", "!"))
+
+
+def test_nothing_is_told_to_the_hub_about_this_machine() -> None:
+    """huggingface_hub would fetch a list of programs to look for in the environment and report what it finds."""
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_DISABLE_TELEMETRY
+    assert "awq_engine" in sys.modules
