@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from awq_engine.commands.console import phases, result, result_json
 from awq_engine.errors import ExitCode
@@ -12,6 +11,7 @@ from awq_engine.exports.gguf_file import export_gguf
 from awq_engine.exports.mlx_folder import export_mlx
 from awq_engine.format import size
 from awq_engine.models import resolve_model
+from awq_engine.paths import typed_path
 
 EXPORTS = {"gguf": export_gguf, "mlx": export_mlx}
 
@@ -20,7 +20,7 @@ def export_model(args: argparse.Namespace) -> int:
     """Export and say where the result is; exit code 2 when the runtime cannot hold the model."""
     model = resolve_model(args.model)
     default = f"{model.path.name}.gguf" if args.to == "gguf" else f"{model.path.name}-mlx"
-    output = Path(args.output or default).expanduser().absolute()
+    output = typed_path(str(args.output or default)).absolute()
     done = EXPORTS[args.to](model.path, output, overwrite=args.overwrite, progress=phases())
     if args.json:
         result_json(done.to_json())

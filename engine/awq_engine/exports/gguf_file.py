@@ -18,7 +18,6 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Blocks
-from safetensors import safe_open
 
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from awq_engine.convert import Progress
@@ -29,6 +28,7 @@ from awq_engine.exports.gguf_blocks import blocks_for, fallback_for, pack, worst
 from awq_engine.exports.gguf_metadata import Family, Shape, add_metadata, family_of, read_shape, rope_factors
 from awq_engine.exports.gguf_tokenizer import add_tokenizer
 from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.tensor_files import open_tensors
 from awq_engine.unpacked import read_weight
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
@@ -154,7 +154,7 @@ class _Model:
         width = info.shape[-1] * gguf.GGML_QUANT_SIZES[blocks][1]
 
         def read() -> np.ndarray:
-            with safe_open(str(info.file), "pt") as file:
+            with open_tensors(info.file) as file:
                 tensor = file.get_tensor(info.name)
             order = self._rows(key.rpartition(".")[0], info.shape[0])
             tensor = tensor if order is None else tensor[order]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.convert import Progress, copy_small_files, in_order, pack_all
@@ -31,6 +30,7 @@ from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.formats.words import pack_words, unpack_words
 from awq_engine.output import check_output
 from awq_engine.spec import QuantSpec
+from awq_engine.tensor_files import open_tensors
 from awq_engine.unpacked import read_weight
 from awq_engine.writer import publish, staging_folder, write_shards
 from awq_kernels.int_weight import IntWeight
@@ -138,7 +138,7 @@ def _verify(
         weight = read_weight(checkpoint, quantization, linear)
         parts = {}
         for part in ("weight", "scales", "biases"):
-            with safe_open(str(written[f"{linear}.{part}"].file), "pt") as file:
+            with open_tensors(written[f"{linear}.{part}"].file) as file:
                 parts[part] = file.get_tensor(f"{linear}.{part}")
         q = unpack_words(parts["weight"].view(torch.int32), spec.bits, weight.in_features)
         meant = _pack(dataclasses.replace(weight, q=q), spec, linear)
