@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from awq_engine.errors import AwqError, ExitCode
+from awq_engine.sanitize import plain, redacted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def _demo_in_app() -> int:
     try:
         run, engine = start_demo()
     except AwqError as error:
-        print(f"awq-tui: {error}", file=sys.stderr)
+        print(f"awq-tui: {plain(redacted(str(error)))}", file=sys.stderr)
         return error.exit_code
     try:
         return _open_app(run.id)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from awq_engine.errors import AwqError, BadInputError, ExitCode
+from awq_engine.sanitize import redacted
 
 NUMBER = (int, float)
 SAMPLING_FIELDS = {
@@ -45,9 +46,9 @@ class Wire:
         """An error as the parent shows it; one that nobody foresaw leaves its traceback on standard error."""
         code = exit_code(error)
         if code is ExitCode.BUG:
-            traceback.print_exception(error, file=sys.stderr)
+            print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         message = str(error) if isinstance(error, AwqError) else f"{type(error).__name__}: {error}"
-        self.send("error", id=request, message=message, exit_code=int(code), fatal=fatal)
+        self.send("error", id=request, message=redacted(message), exit_code=int(code), fatal=fatal)
 
 
 @dataclass(frozen=True)

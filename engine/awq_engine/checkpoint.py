@@ -24,6 +24,8 @@ MAX_HEADER = 100 << 20
 """Bytes; the safetensors library's own limit."""
 MAX_SIZE, MAX_DIMENSIONS = 1 << 63, 64
 """Of a dimension, and of dimensions: the product of more is a number that takes minutes to make."""
+TEMPLATES = "additional_chat_templates"
+"""A folder inside a model's, which transformers reads."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -100,6 +102,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """`config.json` of a model folder as a dictionary; `BadInputError` if there is none."""
     if not path.is_dir():
         raise BadInputError(f"{path} is not a folder; give a model folder, a run id or a Hub id (org/name).")
+    refuse_links_out(path)
     file = path / "config.json"
     if not file.is_file():
         raise BadInputError(f"{path} is not a model folder: it has no config.json.")
@@ -107,6 +110,24 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadInputError(f"{file} does not hold a JSON object; download the model again.")
     return config
+
+
+def refuse_links_out(path: Path) -> None:
+    """`BadInputError` when a file in the model folder `path` is a link to something outside of it.
+
+    Such a link would have us read, copy into the output and upload what the folder's maker chose on this machine. The
+    Hub's cache keeps a repository's files in `blobs`, beside the `snapshots` that link to them.
+    """
+    root = path.resolve()
+    inside = [root, (root.parent.parent / "blobs").resolve()] if root.parent.name == "snapshots" else [root]
+    for folder in (root, root / TEMPLATES):
+        if folder.is_dir():
+            for file in sorted(folder.iterdir()):
+                if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in inside):
+                    raise BadInputError(
+                        f"{path / file.name} is a link to {file.resolve()}, outside of the model's folder; refused. "
+                        "Put the file itself there if it belongs to the model."
+                    )
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

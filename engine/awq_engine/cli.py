@@ -19,7 +19,7 @@ from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Prese
 from awq_engine.crash import write_crash_report
 from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error
 from awq_engine.runs import QUIET_THREADS
-from awq_engine.sanitize import plain
+from awq_engine.sanitize import plain, redacted
 
 MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"
 TEXT = (
@@ -328,8 +328,8 @@ def _as_ours(error: Exception) -> AwqError:
 
 def _report(error: AwqError, as_json: bool) -> int:
     if as_json:
-        result_json({"error": str(error), "exit_code": int(error.exit_code)})
-    print(f"awq-tui: {plain(str(error))}", file=sys.stderr)
+        result_json({"error": redacted(str(error)), "exit_code": int(error.exit_code)})
+    print(f"awq-tui: {plain(redacted(str(error)))}", file=sys.stderr)
     return error.exit_code
 
 

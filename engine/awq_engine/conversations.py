@@ -13,10 +13,13 @@ from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
+from awq_engine.bounded import bounded
 from awq_engine.documents import Document, Notes, Spans
+from awq_engine.errors import AwqError
 from awq_engine.rows import Conversation, Message
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TEMPLATE = "The model's chat template"
 STAND_IN = "\N{OBJECT REPLACEMENT CHARACTER}"
 """In place of an answer; no text begins or ends with it."""
 
@@ -56,12 +59,16 @@ class Renderer:
         """The conversation in the form the template takes, rendered."""
         try:
             return conversation, self._apply(conversation)
+        except AwqError:  # it has no end: neither has it for the next conversation
+            raise
         except Exception as error:  # a template is a program from the model folder: anything can go wrong in it
             reason = str(error).strip().split("\n")[0] or type(error).__name__
         merged = _system_in_user(conversation)
         if merged is not None:
             try:
                 text = self._apply(merged)
+            except AwqError:
+                raise
             except Exception:  # the first refusal is the one to tell
                 pass
             else:
@@ -72,7 +79,8 @@ class Renderer:
 
     def _apply(self, conversation: Conversation) -> str:
         tools = {"tools": conversation.tools} if conversation.tools else {}
-        return str(self._tokenizer.apply_chat_template(conversation.messages, tokenize=False, **tools))
+        with bounded(TEMPLATE):
+            return str(self._tokenizer.apply_chat_template(conversation.messages, tokenize=False, **tools))
 
     def _spans(self, conversation: Conversation, text: str) -> Spans:
         template = self._tokenizer.get_chat_template(tools=conversation.tools)
@@ -88,10 +96,11 @@ class Renderer:
     def _marked_spans(self, conversation: Conversation, template: str) -> Spans:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        found: Any = render_jinja_template(
-            [conversation.messages], tools=conversation.tools, chat_template=template,
-            return_assistant_tokens_mask=True, **self._tokenizer.special_tokens_map,
-        )  # fmt: skip
+        with bounded(TEMPLATE):
+            found: Any = render_jinja_template(
+                [conversation.messages], tools=conversation.tools, chat_template=template,
+                return_assistant_tokens_mask=True, **self._tokenizer.special_tokens_map,
+            )  # fmt: skip
         return tuple((start, stop) for start, stop in found[1][0] if start < stop)
 
     def _difference(self, conversation: Conversation, number: int, text: str) -> tuple[int, int] | None:
@@ -100,6 +109,8 @@ class Renderer:
         messages[number] = {"role": "assistant", "content": STAND_IN}
         try:
             other = self._apply(replace(conversation, messages=messages))
+        except AwqError:
+            raise
         except Exception:
             return None
         start = common_prefix(text, other)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 import time
 import traceback
 from importlib import metadata
 from pathlib import Path
 
+from awq_engine.sanitize import redacted
 from awq_engine.storage import home
 
 PACKAGES = ("awq-tui", "torch", "triton", "transformers", "huggingface_hub", "textual")
-_TOKEN = re.compile(r"hf_\w{8,}")
 
 
 def write_crash_report(error: BaseException) -> Path:
@@ -26,7 +25,7 @@ def write_crash_report(error: BaseException) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     path.touch(mode=0o600)
-    path.write_text(_TOKEN.sub("hf_***", _report(error)), encoding="utf-8", errors="replace")
+    path.write_text(redacted(_report(error)), encoding="utf-8", errors="replace")
     return path
 
 

@@ -20,6 +20,7 @@ from awq_engine.disk import existing_parent
 from awq_engine.errors import first_line
 from awq_engine.format import size
 from awq_engine.runtime import load_model, pick_device
+from awq_engine.sanitize import redacted
 from awq_engine.storage import runs_dir
 from awq_kernels import reference
 from awq_kernels.dispatch import BackendStatus, backends, choose, prepare
@@ -171,7 +172,7 @@ def _hub() -> dict[str, Any]:
 
     return {
         "cache": constants.HF_HUB_CACHE,
-        "endpoint": constants.ENDPOINT,
+        "endpoint": redacted(constants.ENDPOINT),
         "offline": constants.is_offline_mode(),
         "token": get_token() is not None,
     }

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from awq_engine.errors import AwqError, NetworkError, ResourceError
+from awq_engine.sanitize import redacted
 
 LOG_IN = "`hf auth login`"
 
@@ -62,7 +63,7 @@ def _about_repository(error: BaseException, repo: str, revision: str | None) -> 
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{repo}"
+        page = f"{redacted(constants.ENDPOINT)}/{repo}"
         return f"{repo} is gated: accept its licence at {page}, log in with {LOG_IN}, and try again."
     if isinstance(error, errors.DisabledRepoError):
         return f"The Hub has disabled {repo}; choose another."
@@ -106,9 +107,9 @@ def _about_connection(error: BaseException, repo: str) -> str | None:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"Offline mode is on (HF_HUB_OFFLINE) and {repo} is not in the cache; unset it, or use local files."
     if isinstance(error, httpx2.TimeoutException):
-        return f"The Hub at {constants.ENDPOINT} did not answer in time; check the network and try again."
+        return f"The Hub at {redacted(constants.ENDPOINT)} did not answer in time; check the network and try again."
     if isinstance(error, httpx2.ProxyError | httpx2.ConnectError | ConnectionError):
-        return f"The Hub at {constants.ENDPOINT} cannot be reached; check the network, or use local files."
+        return f"The Hub at {redacted(constants.ENDPOINT)} cannot be reached; check the network, or use local files."
     if isinstance(error, httpx2.TransportError):
         return f"The connection to the Hub broke while fetching {repo}; try again, what has arrived is kept."
     if isinstance(error, errors.IncompleteSnapshotError):

@@ -73,7 +73,8 @@ def parse_hub_spec(spec: str) -> HubText:
     """The parts of `spec`; `UsageError` shows the form it should have."""
     name, *rest = spec.removeprefix("hub:").split(":")
     name, _, revision = name.partition("@")
-    if not name or len(rest) > 3:
+    is_folder = name.startswith((".", "/", "~"))
+    if not name or len(rest) > 3 or (".." in spec and not is_folder):
         raise UsageError(f"'{spec}' is not of the form {FORM}.")
     return HubText(name, revision or None, *(part or None for part in (*rest, "", "", "")[:3]))
 

@@ -82,7 +82,7 @@ def parse_model(spec: str) -> Path | HubId:
     if "/" not in spec:
         return run_output(_run_named(spec))
     match = _HUB_ID.fullmatch(spec)
-    if match is None:
+    if match is None or ".." in spec or "/." in spec:
         raise BadInputError(f"'{spec}' is neither a folder nor a Hub id (org/name or org/name@revision).")
     return HubId(match["repo"], match["revision"])
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from awq_engine.errors import BadInputError, last_clause
+from awq_engine.bounded import bounded
+from awq_engine.errors import AwqError, BadInputError, last_clause
 from awq_engine.runtime import LoadedModel
 
 Message = Mapping[str, str]
@@ -66,10 +67,12 @@ def stop_tokens(loaded: LoadedModel, stops: Sequence[str] = ()) -> set[int]:
 
 
 def _render(loaded: LoadedModel, messages: Sequence[Message], *, tokenize: bool) -> Any:
+    asked: dict[str, Any] = {"add_generation_prompt": True, "tokenize": tokenize, "return_dict": tokenize}
     try:
-        return loaded.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
-        )
+        with bounded(f"The chat template of {loaded.path}"):
+            return loaded.tokenizer.apply_chat_template([dict(message) for message in messages], **asked)
+    except AwqError:
+        raise
     except Exception as error:  # a template is a program from the model folder: anything can go wrong in it
         raise BadInputError(
             f"The chat template of {loaded.path} refuses this conversation: {last_clause(error)}"

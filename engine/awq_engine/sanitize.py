@@ -6,6 +6,9 @@ retitle the window, and bidirectional controls that make text read as something 
 
 from __future__ import annotations
 
+import os
+import re
+
 _BIDI_CONTROLS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _UNSHOWABLE = "\ufffd"
 
@@ -18,6 +21,26 @@ _REPLACEMENTS: dict[int, str] = {
     **dict.fromkeys(range(0xD800, 0xE000), _UNSHOWABLE),
 }
 """C0 controls become their pictures (ESC is ␛); C1, bidirectional controls and lone surrogates the replacement sign."""
+
+
+_SECRETS = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{12,}"), "hf_***"),
+    (re.compile(r"(?<=://)[^/\s:@]*(?::[^/\s@]*)?@"), "***@"),
+    (re.compile(r"(?i)(?<=bearer )[\w.~+/=-]{8,}"), "***"),
+    (re.compile(r"(?i)((?:token|api_?key|signature|password)=)[^&\s'\"]+"), r"\1***"),
+)
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
+SHORTEST_SECRET = 8
+
+
+def redacted(text: str) -> str:
+    """`text` without Hub tokens, passwords in addresses, and what the environment says is a token."""
+    for name in _SECRET_VARIABLES:
+        if len(secret := os.environ.get(name, "").strip()) >= SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    for pattern, stand_in in _SECRETS:
+        text = pattern.sub(stand_in, text)
+    return text
 
 
 def plain(text: str) -> str:

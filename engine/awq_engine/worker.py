@@ -19,6 +19,7 @@ from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.journal import EventSink, Journal
 from awq_engine.run_queue import wait_for_turn
 from awq_engine.runs import NICENESS, Run
+from awq_engine.sanitize import redacted
 from awq_engine.state import replay
 
 
@@ -57,15 +58,16 @@ def _work(run: Run, emit: EventSink) -> int:
 def _fail(run: Run, emit: EventSink, error: BaseException) -> int:
     """Say what went wrong in the journal; details go to the engine's log."""
     with contextlib.suppress(OSError):
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
     known = as_known_error(error)
     if known is not None:
         with contextlib.suppress(OSError):  # the disk may be full: then the exit code alone has to say so
-            emit(e.RunFailed(str(known), int(known.exit_code)))
+            emit(e.RunFailed(redacted(str(known)), int(known.exit_code)))
         return int(known.exit_code)
     where = write_crash_report(error)
     message = f"A bug in awq-tui stopped the run ({type(error).__name__}: {error}); the report is in {where}."
-    emit(e.RunFailed(message, int(ExitCode.BUG)))
+    with contextlib.suppress(OSError):
+        emit(e.RunFailed(redacted(message), int(ExitCode.BUG)))
     return int(ExitCode.BUG)
 
 
