@@ -3,7 +3,7 @@
 # torch comes from wherever pip is configured to look: its CPU build where one is offered, else the registry's own.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix bench docs test-gpu
+.PHONY: help run test check fix bench faults fuzz docs test-gpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -18,6 +18,8 @@ help:
 	@echo "make test      run the tests that need no GPU, no network and little time"
 	@echo "make check     formatting, lint, types, import directions, then the tests"
 	@echo "make fix       format, and mend what the linter can"
+	@echo "make faults    break runs on purpose: how many faults were tried, how many survived"
+	@echo "make fuzz      try 200,000 damaged inputs on everything that is parsed"
 	@echo "make bench     measure this machine"
 	@echo "make docs      build the documentation into build/docs; a broken link fails"
 	@echo "make test-gpu  run the tests that need a GPU"
@@ -45,6 +47,12 @@ bench: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.harness
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

@@ -71,8 +71,11 @@ class InterruptedRunError(AwqError):
     exit_code = ExitCode.INTERRUPTED
 
 
-_OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
-"""What torch says in a RuntimeError, by platform and device."""
+_OUT_OF_MEMORY = (
+    "not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory",
+    "resource temporarily unavailable",
+)  # fmt: skip
+"""What torch says in a RuntimeError, by platform and device, and a thread that has no room for its stack."""
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -91,7 +94,7 @@ def as_known_error(error: BaseException) -> AwqError | None:
         return error
     if isinstance(error, OSError) and error.errno in _SYSTEM:
         return _about_system(error)
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
     return None
 
