@@ -132,7 +132,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
 
 def _serving(plan: Plan) -> str:
     """How vLLM serves it, and between how many devices its fast kernel can be shared."""
-    refused = {devices for linear in plan.event.linears for devices in linear["marlin_refuses"]}
+    refused = {devices for linear in plan.event.linears for devices in linear.get("marlin_refuses", ())}
     sizes = [devices for devices in TENSOR_PARALLEL if devices not in refused]
     if not sizes:
         return ""
