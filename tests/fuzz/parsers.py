@@ -326,7 +326,7 @@ def _read_journal(file: Path) -> None:
         run_words.phase_line(snapshot, UNICODE)
         run_words.times_line(snapshot, 2e9, 5.0)
         run_words.notes(snapshot, None, UNICODE)
-        run_words.bar(state.fraction(), 20, UNICODE)
+        assert 0 <= state.fraction() <= 1
     for row in result_rows([_Entry(run).summarize()]):
         [column.text(row) for column in RESULT_COLUMNS]
     Journal(file).close()
