@@ -24,6 +24,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from huggingface_hub import constants as hub
+
 from awq_engine.errors import AwqError
 from tests.fuzz.mutators import crossed
 from tests.fuzz.parsers import PARSERS, Parser
@@ -140,6 +142,7 @@ def _limits(folder: Path) -> Iterator[list[str]]:
     before = {name: os.environ.get(name) for name in ("AWQ_TUI_HOME", "HF_HUB_CACHE", "HF_HOME")}
     os.environ |= {"AWQ_TUI_HOME": str(folder / "home"), "HF_HOME": str(folder / "hf")}
     temporary, tempfile.tempdir = tempfile.tempdir, str(folder)
+    cache, hub.HF_HUB_CACHE = hub.HF_HUB_CACHE, str(folder / "hf" / "hub")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGALRM, ring)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, hard))
@@ -151,7 +154,7 @@ def _limits(folder: Path) -> Iterator[list[str]]:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
             signal.signal(signal.SIGALRM, handler)
-            tempfile.tempdir = temporary
+            tempfile.tempdir, hub.HF_HUB_CACHE = temporary, cache
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
