@@ -23,8 +23,8 @@ from awq_engine.quantize import QParams, snap_
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
 
-OUTPUT_DAMPING = 0.05
-"""Of the mean diagonal of the outputs' Gram matrix: gradients are few and noisy."""
+OUTPUT_DAMPING = 0.3
+"""Of the mean diagonal of the outputs' Gram matrix: gradients are few and noisy, and another text's are others."""
 ROW_TILE = 8
 COLUMN_TILE = 32
 
