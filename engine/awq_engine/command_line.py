@@ -12,7 +12,7 @@ from awq_engine.text_sources import split_mix
 
 def command(config: RunConfig) -> str:
     """The command line that starts the same run, quoted for a shell."""
-    words = ["awq-tui", "quantize", config.model, "-o", config.output]
+    words = ["awq-tui", "quantize", config.model, *(["-o", config.output] if config.output else [])]
     words += ["--bits", str(config.bits), "--group-size", str(config.group_size), "--preset", config.preset]
     words += ["--samples", str(config.samples), "--seq-len", str(config.seq_len)]
     defaults = RunConfig(config.model, config.output)
@@ -36,9 +36,9 @@ def command(config: RunConfig) -> str:
 
 
 def shared_command(config: RunConfig, model: str) -> str:
-    """The same for other people's machines: `model` as they know it, names of files without their folders."""
+    """The same for other people's machines: `model` as they know it, files by their names, no place for the output."""
     shared = dataclasses.replace(
-        config, model=model, output=Path(config.output).name, calibration=shared_calibration(config.calibration),
+        config, model=model, output="", calibration=shared_calibration(config.calibration),
         device="auto", max_memory=0, overwrite=False,
     )  # fmt: skip
     return command(shared)

@@ -113,7 +113,7 @@ def test_the_licence_goes_along_and_nothing_else_does(tmp_path: Path) -> None:
 
 def test_the_command_makes_the_same_again_without_telling_where_files_lie() -> None:
     text = card(model="/home/me/secret/tiny", output="/home/me/out/tiny-AWQ", calibration="/home/me/notes.txt", seed=3)
-    assert "awq-tui quantize tiny -o tiny-AWQ --bits 4 --group-size 64" in text
+    assert "awq-tui quantize tiny --bits 4 --group-size 64" in text
     assert "--calibration notes.txt --seed 3" in text
     assert "/home/me" not in text
 
