@@ -33,7 +33,17 @@ TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door 
 KILLABLE = [
     kind
     for kind in EVENTS
-    if kind not in {"queued", "download_progress", "block_fell_back", "warned", "run_cancelled", "run_failed"}
+    if kind
+    not in {
+        "queued",
+        "paused",
+        "continued",
+        "download_progress",
+        "block_fell_back",
+        "warned",
+        "run_cancelled",
+        "run_failed",
+    }  # fmt: skip
 ]
 
 
