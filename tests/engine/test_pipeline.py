@@ -30,21 +30,11 @@ from awq_engine.unpacked import read_dequantized
 
 SPEC = QuantSpec(4, 32, False)
 TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
-KILLABLE = [
-    kind
-    for kind in EVENTS
-    if kind
-    not in {
-        "queued",
-        "paused",
-        "continued",
-        "download_progress",
-        "block_fell_back",
-        "warned",
-        "run_cancelled",
-        "run_failed",
-    }  # fmt: skip
-]
+UNUSUAL = {
+    "queued", "paused", "continued", "download_progress", "block_fell_back", "warned", "run_cancelled", "run_failed",
+}  # fmt: skip
+"""What an undisturbed run does not say."""
+KILLABLE = [kind for kind in EVENTS if kind not in UNUSUAL]
 
 
 @pytest.fixture(autouse=True)
