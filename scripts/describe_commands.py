@@ -2,7 +2,7 @@
 
     python scripts/describe_commands.py
 
-`tests/engine/test_reference.py` fails while the pages are not what this writes.
+`tests/engine/test_reference_pages.py` fails while the pages are not what this writes.
 """
 
 from __future__ import annotations

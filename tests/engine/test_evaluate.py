@@ -120,9 +120,9 @@ def test_perplexity_too_large_for_a_float_is_null_and_said(
     assert json.loads(capsys.readouterr().out)["perplexity"] is None
 
 
-def test_what_is_not_a_number_never_reaches_json() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        result_json({"nll": math.nan})
+def test_what_is_not_a_number_never_reaches_json(capsys: pytest.CaptureFixture[str]) -> None:
+    result_json({"nll": math.nan, "perplexity": [math.inf, 2.5]})
+    assert json.loads(capsys.readouterr().out) == {"nll": None, "perplexity": [None, 2.5]}
 
 
 @pytest.mark.parametrize("max_tokens", [0, -5])

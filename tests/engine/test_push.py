@@ -32,9 +32,8 @@ def push_command(model: Path, hub: FakeHub, *words: str, token: str = "hf_secret
     return run_python(code, hub.url, model.parent / "client", **({"HF_TOKEN": token} if token else {}))
 
 
-def test_only_the_models_own_files_go(model: Path, tmp_path: Path):
-    (tmp_path / "secret.json").write_text("{}")
-    (model / "link.json").symlink_to(tmp_path / "secret.json")
+def test_only_the_models_own_files_go(model: Path):
+    (model / "link.json").symlink_to(model / "config.json")
     (model / "modeling_evil.py").write_text("boom")
     (model / "weights.bin").write_bytes(b"pickle")
     plan = plan_push(model, "org/new", private=True)
@@ -58,6 +57,13 @@ def test_the_card_names_the_repository_and_what_was_measured(model: Path):
     assert "/home/me" not in plan.card
     assert plan.files["README.md"] == len(plan.card.encode())
     assert "Measured" not in (model / "README.md").read_text()
+
+
+def test_a_link_out_of_the_folder_is_refused(model: Path, tmp_path: Path):
+    (tmp_path / "secret.json").write_text("{}")
+    (model / "link.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(BadInputError, match="outside of the model's folder"):
+        plan_push(model, "org/new", private=True)
 
 
 @pytest.mark.parametrize("repo", ["tiny", "a/b/c", "org/na me", "../x", ""])
