@@ -100,7 +100,7 @@ async def test_an_existing_folder_asks_for_the_overwrite_switch(entry: Entry) ->
     async with configuring(entry) as pilot:
         form(pilot).query_one("#output", Input).value = "old"
         await until(pilot, lambda: "switch on overwrite" in " ".join(screen_text(pilot).replace("│", " ").split()))
-        assert "● stop   ○ overwrite" in screen_text(pilot)
+        await until(pilot, lambda: "● stop   ○ overwrite" in screen_text(pilot))  # scrolled to when it is drawn
         form(pilot).query_one("#overwrite", Choice).choose(True)
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         assert form(pilot).draft().config().overwrite
