@@ -10,7 +10,6 @@ The files go to the Hub's own cache, where every other program finds them. Stand
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_engine.locks import is_locked, take_lock
 from awq_engine.storage import home, write_atomically
 
 STATE, LOCK, STOP, LOG = "state.json", "lock", "stop", "log"
@@ -67,9 +67,10 @@ def spawn_download(spec: str) -> subprocess.Popen[bytes] | None:
     """
     folder = folder_of(spec)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = take_lock(folder / LOCK)
+    if descriptor is None:
+        return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (folder / STOP).unlink(missing_ok=True)
         report_download(Download(spec))
         with (folder / LOG).open("ab") as log:
@@ -78,8 +79,6 @@ def spawn_download(spec: str) -> subprocess.Popen[bytes] | None:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
                 env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}, pass_fds=[descriptor],
             )  # fmt: skip
-    except BlockingIOError:
-        return None
     finally:
         os.close(descriptor)
 
@@ -106,18 +105,7 @@ def _read(folder: Path) -> Download | None:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    going_on = _is_locked(folder) and not state.finished
+    going_on = is_locked(folder / LOCK) and not state.finished
     died = not going_on and not state.finished and not state.error
     error = "The download ended without a word; d fetches what is missing." if died else state.error
     return Download(state.spec, state.done, state.total, state.finished, error, going_on)
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -12,7 +12,6 @@ As with runs, what goes on is told by the lock. Standard library only: the app i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_engine.locks import is_locked, take_lock
 from awq_engine.runs import QUIET_THREADS, Run
 from awq_engine.shapes import field_checks
 from awq_engine.storage import write_atomically
@@ -100,7 +100,7 @@ def read_evaluation(run: Run) -> Evaluation | None:
 
 def measuring(run: Run) -> Measuring:
     """How the measurement of a run stands at this moment."""
-    going_on = _is_locked(run)
+    going_on = is_locked(run.path / LOCK)
     state = _read(run, PROGRESS)
     done, total = (number if isinstance(number := state.get(key), int) else 0 for key in ("done", "total"))
     return Measuring(read_evaluation(run), going_on, done, total, "" if going_on else str(state.get("error", "")))
@@ -127,13 +127,7 @@ def stop_requested(run: Run) -> bool:
 
 def take_evaluation_lock(run: Run) -> int | None:
     """The descriptor that holds the lock, or None when a measurement of this run goes on already."""
-    descriptor = os.open(run.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    return take_lock(run.path / LOCK)
 
 
 def spawn_evaluation(runs: Sequence[Run], settings: dict[str, Any]) -> subprocess.Popen[bytes] | None:
@@ -160,17 +154,6 @@ def spawn_evaluation(runs: Sequence[Run], settings: dict[str, Any]) -> subproces
     finally:
         for lock in locks.values():
             os.close(lock)
-
-
-def _is_locked(run: Run) -> bool:
-    try:
-        with (run.path / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _read(run: Run, name: str) -> dict[str, Any]:

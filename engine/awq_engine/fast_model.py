@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from awq_engine.joined import join_linears
-from awq_engine.steps import HeadNorms, Norm, Place, Steps, TorchSteps
+from awq_engine.steps import HeadNorms, Norm, Place, Steps
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
@@ -76,7 +76,7 @@ class FastModel:
     context_length: int | None
     quick_head: Linear | None = None
     """Takes the place of `head` for those who asked for it."""
-    steps: Steps = field(default_factory=TorchSteps)
+    steps: Steps = field(default_factory=Steps)
     """How what lies between the products is computed."""
 
 

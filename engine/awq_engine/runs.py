@@ -15,7 +15,6 @@ Status is derived from lock and journal, never stored. Standard library and plat
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from awq_engine.config import RunConfig, RunFile
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
 from awq_engine.journal import JournalReader, read_journal
+from awq_engine.locks import is_locked, take_lock
 from awq_engine.storage import runs_dir, write_atomically
 
 
@@ -112,29 +112,14 @@ class Run:
         return _ENDINGS.get(type(records[-1].event), RunStatus.INTERRUPTED) if records else RunStatus.INTERRUPTED
 
     def is_locked(self) -> bool:
-        try:
-            with (self.path / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self.path / "lock")
 
     def take_lock(self) -> int:
-        """Take the lock and return its descriptor, which holds it; `UsageError` if another engine has it.
-
-        A short wait rides out `is_locked` probes, which hold a shared lock for an instant.
-        """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        for _ in range(20):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                time.sleep(0.01)
-        os.close(descriptor)
-        raise UsageError(f"Run {self.id} is already being worked on by another engine; watch it instead.")
+        """Take the lock and return its descriptor, which holds it; `UsageError` if another engine has it."""
+        descriptor = take_lock(self.path / "lock")
+        if descriptor is None:
+            raise UsageError(f"Run {self.id} is already being worked on by another engine; watch it instead.")
+        return descriptor
 
     def request_cancel(self) -> None:
         (self.path / "cancel").touch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +41,14 @@ class HeadNorms:
         return torch.cat(normed, dim=1)
 
 
-class Steps(Protocol):
-    """The operations; float tensors of one dtype, [n, ...] for n tokens."""
+class Steps:
+    """The operations in plain torch, on any device and in transformers' order; tensors of one dtype, [n, ...] for n
+    tokens."""
 
     def add_norm(self, x: torch.Tensor, delta: torch.Tensor | None, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
         """`x + delta`, or `x` when there is nothing to add, and its norm; each [n, hidden]."""
-        ...
+        x = x if delta is None else x + delta
+        return x, norm(x)
 
     def turn(
         self,
@@ -66,29 +67,6 @@ class Steps(Protocol):
             cache: [2, keys, capacity, head_dim].
             cos, signed_sin: [n, 1, head_dim]; the sines of the first half negative.
         """
-        ...
-
-    def gate(self, gate_up: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The first half of [n, 2 * width] through `activation`, times the second."""
-        ...
-
-
-class TorchSteps:
-    """On any device; the operations of transformers in their order."""
-
-    def add_norm(self, x: torch.Tensor, delta: torch.Tensor | None, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-        x = x if delta is None else x + delta
-        return x, norm(x)
-
-    def turn(
-        self,
-        heads: torch.Tensor,
-        norms: HeadNorms | None,
-        cache: torch.Tensor,
-        where: Place,
-        cos: torch.Tensor,
-        signed_sin: torch.Tensor,
-    ) -> torch.Tensor:
         n_keys = cache.shape[1]
         n_queries = heads.shape[1] - 2 * n_keys
         turned, values = heads.split([n_queries + n_keys, n_keys], dim=1)
@@ -100,11 +78,12 @@ class TorchSteps:
         return turned[:, :n_queries]
 
     def gate(self, gate_up: torch.Tensor, activation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """The first half of [n, 2 * width] through `activation`, times the second."""
         gate, up = gate_up.chunk(2, dim=-1)
         return activation(gate) * up
 
 
-class TritonSteps(TorchSteps):
+class TritonSteps(Steps):
     """A launch for each, rounded once; activations other than silu stay with torch."""
 
     def add_norm(self, x: torch.Tensor, delta: torch.Tensor | None, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:

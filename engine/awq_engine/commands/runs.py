@@ -28,9 +28,7 @@ def show_runs(args: argparse.Namespace) -> int:
 
 def cancel(args: argparse.Namespace) -> int:
     """Ask the engine to stop after its present step."""
-    run = find_run(args.run)
-    if not run.is_locked():
-        raise UsageError(f"Run {run.id} is not running (it is {run.status()}), so there is nothing to cancel.")
+    run = _running(args.run, "cancel")
     run.request_cancel()
     note(f"Run {run.id} stops after the present step; go on with `awq-tui resume {run.id}`.")
     return ExitCode.OK
@@ -38,12 +36,17 @@ def cancel(args: argparse.Namespace) -> int:
 
 def pause(args: argparse.Namespace) -> int:
     """Ask the engine to lie still after its present step."""
-    run = find_run(args.run)
-    if not run.is_locked():
-        raise UsageError(f"Run {run.id} is not running (it is {run.status()}), so there is nothing to pause.")
+    run = _running(args.run, "pause")
     run.request_pause()
     note(f"Run {run.id} pauses after the present step; go on with `awq-tui resume {run.id}`.")
     return ExitCode.OK
+
+
+def _running(name: str, purpose: str) -> Run:
+    run = find_run(name)
+    if not run.is_locked():
+        raise UsageError(f"Run {run.id} is not running (it is {run.status()}), so there is nothing to {purpose}.")
+    return run
 
 
 def remove(args: argparse.Namespace) -> int:
