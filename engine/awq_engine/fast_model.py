@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from awq_engine.joined import join_linears
+from awq_engine.reading import Decoder
 from awq_engine.steps import HeadNorms, Norm, Place, Steps
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -68,6 +69,8 @@ class FastModel:
     blocks: tuple[Block, ...]
     norm: Norm
     head: Linear
+    vocabulary: int
+    """How many logits the head gives."""
     rotations: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     """From positions, int64 [n], to cosines and sines, each [n, head_dim]."""
     device: torch.device
@@ -89,7 +92,7 @@ def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.
     blocks = list(base.layers)
     if len(windows) != len(blocks):
         raise MisfitError("the cache has another number of layers than the model has blocks")
-    rotations = _rotations(base.rotary_emb, dtype, context_length)
+    rotations, head = _rotations(base.rotary_emb, dtype, context_length), cast(Any, model.get_output_embeddings())
     for block in blocks:
         _check_parts(block)
         if (
@@ -100,7 +103,8 @@ def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.
         embed=base.embed_tokens,
         blocks=tuple(_read_block(block, window) for block, window in zip(blocks, windows, strict=True)),
         norm=_norm(base.norm),
-        head=cast(Linear, model.get_output_embeddings()),
+        head=head,
+        vocabulary=head.out_features,
         rotations=rotations,
         device=model.device,
         dtype=dtype,
@@ -198,8 +202,8 @@ class Step:
     """For each window: which keys each token looks at, bool [n, stop]; None for all that the window holds."""
 
 
-class FastDecoder:
-    """One sequence read by a `FastModel`; see `reading.Decoder`."""
+class FastDecoder(Decoder):
+    """One sequence read by a `FastModel`."""
 
     def __init__(self, model: FastModel, first_position: int = 0) -> None:
         """`first_position`: of the first token, for checks far behind in the context."""
@@ -244,7 +248,7 @@ class FastDecoder:
         self.capacity = max(length, min(max(256, 2 * self.capacity), self.model.context_length or length))
         for index, old in enumerate(self._cache):
             new = old.new_zeros(2, old.shape[1], self.capacity, old.shape[3])
-            new[:, :, : self.length] = old[:, :, : self.length]
+            new[:, :, : old.shape[2]] = old
             self._cache[index] = new
         positions = torch.arange(self.capacity, device=self.model.device) + self.first_position
         cos, sin = self.model.rotations(positions)

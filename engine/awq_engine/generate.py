@@ -160,12 +160,9 @@ def _tokens(
                 yield step
             else:
                 logits = step
-        token = None
+        tokens = iter(()) if logits is None else reader.draw(logits, sampler)
         for _ in range(limit):
-            if logits is None or cancelled():
+            if cancelled() or (token := next(tokens, None)) is None:
                 yield None
                 return
-            if token is not None:
-                logits = reader.read([token])[-1]
-            token = sampler.next(logits)
             yield token

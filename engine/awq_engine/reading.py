@@ -5,32 +5,44 @@ with the whole prompt. Only what differs is read again. Tokens are compared, not
 chat template does with earlier turns (many leave out their thoughts) or how an answer is cut into tokens anew.
 
 What is kept is what a fresh reading would compute, up to rounding: a token read alone is not rounded as among others.
-In float32 that is 1e-7; with activations in 16 bits 1e-3, so a token drawn at random can come out differently. The same
-request made twice in a row is answered from the very same logits.
+In float32 that is 1e-7; with activations in 16 bits 1e-3, so one in a thousand of the tokens drawn at random comes out
+differently. The same request made twice in a row is answered from the very same logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from awq_engine.sampling import Sampler
 
-class Decoder(Protocol):
+
+class Decoder(ABC):
     """Holds one sequence of tokens."""
 
+    @abstractmethod
     def read(self, tokens: list[int], keep: int = 1, *, exact: bool = False) -> torch.Tensor:
         """Append `tokens`; float32 [keep, vocabulary] on the CPU: the logits after each of the last `keep` of them.
 
         Args:
             exact: all logits are wanted as the model has them, also where a quick head was asked for.
         """
-        ...
 
+    @abstractmethod
     def rewind(self, length: int) -> bool:
         """Keep the first `length` tokens only. False when that cannot be: the decoder is of no more use then."""
-        ...
+
+    def draw(self, logits: torch.Tensor, sampler: Sampler) -> Iterator[int]:
+        """What the text goes on with, without end: the first token of `logits` [vocabulary], those that follow it read.
+
+        Whenever a token comes, all before it were read, and it was not.
+        """
+        while True:
+            token = sampler.next(logits)
+            yield token
+            logits = self.read([token])[-1]
 
 
 class Reader:
@@ -70,6 +82,18 @@ class Reader:
         self._tokens += tokens
         self.sound = True
         return logits
+
+    def draw(self, logits: torch.Tensor, sampler: Sampler) -> Iterator[int]:
+        """See `Decoder`; `logits` follow all that was read."""
+        assert self._decoder is not None
+        tokens, drawn = self._decoder.draw(logits, sampler), []
+        while True:
+            self.sound = False
+            token = next(tokens)
+            self._tokens += drawn
+            self.sound = True
+            drawn = [token]
+            yield token
 
     def mark(self, logits: torch.Tensor) -> None:
         """Remember `logits` [vocabulary], which follow all that was read: asked again, the same prompt has the same."""

@@ -28,7 +28,7 @@ ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeErro
 """Whatever goes wrong in a forward pass that is called in a way it does not know."""
 
 
-class RereadDecoder:
+class RereadDecoder(Decoder):
     """Reads the whole text again for every token: slow, and right for whatever can be run at all."""
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -47,7 +47,7 @@ class RereadDecoder:
         return True
 
 
-class TransformersDecoder:
+class TransformersDecoder(Decoder):
     """Goes on from the cache, with any number of tokens."""
 
     def __init__(self, loaded: LoadedModel) -> None:

@@ -14,11 +14,14 @@ from rounded_checkpoint import demo_model, write_awq_folder
 from tiny_model import TINY, write_tiny_model
 
 from awq_engine.decoding import open_decoder, prepare_decoding
+from awq_engine.errors import AwqError
 from awq_engine.fast_model import FastDecoder, FastModel
 from awq_engine.generate import GenerationStats, PromptProgress, generate
 from awq_engine.graph_decoder import GraphDecoder
 from awq_engine.linear import QuantizedLinear
+from awq_engine.reading import Reader
 from awq_engine.runtime import LoadedModel, load_model
+from awq_engine.sampling import Sampler
 from awq_engine.sampling_settings import Sampling
 from awq_engine.transformers_decoder import TransformersDecoder
 
@@ -161,9 +164,10 @@ def test_a_quantized_model_with_its_linears_joined(tmp_path: Path) -> None:
 
 
 class Uncaptured(GraphDecoder):
-    """Repeats the step that a GPU would capture."""
+    """Repeats the step that a GPU would capture, after one that must leave no trace."""
 
-    def capture(self) -> Callable[[], torch.Tensor]:
+    def capture(self) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+        self.step_in_place()
         return self.step
 
 
@@ -181,6 +185,45 @@ def test_the_step_that_a_graph_captures(name: str, tmp_path: Path, monkeypatch: 
         assert decoder.rewind(0)
 
 
+RULES = {
+    "greedy": Sampling(temperature=0),
+    "penalized": Sampling(temperature=0, repetition_penalty=1.5),
+    "lively": Sampling(temperature=1.5, top_p=1.0),
+    "nucleus": Sampling(temperature=1.2, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.1),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_tokens_drawn_in_the_graph_are_those_drawn_outside(rules: str, tmp_path: Path) -> None:
+    """One text after another on the same graph, across the cache's growth; then what is read next follows them."""
+    fast = prepare_decoding(load(tmp_path / "model", *FITTING["llama"])).fast
+    assert fast is not None
+    model = replace(fast, context_length=None)
+    ours, plain = Reader(lambda: Uncaptured(model)), Reader(lambda: FastDecoder(model))
+    for seed, length in ((1, 40), (2, 260)):  # the cache begins with room for 256
+        prompt, texts = TEXT[seed : seed + 20], []
+        for reader in (ours, plain):
+            known, logits = reader.begin(prompt)
+            logits = reader.read(prompt[known:])[-1] if logits is None else logits
+            tokens = reader.draw(logits, Sampler(RULES[rules], seed, prompt))
+            texts.append([next(tokens) for _ in range(length)])
+        assert texts[0] == texts[1]
+        further = [*prompt, *texts[0], *TEXT[:5]]
+        (known, _), (same, _) = ours.begin(further), plain.begin(further)
+        assert known == same == len(prompt) + length - 1, "all but the last drawn were read"
+        torch.testing.assert_close(ours.read(further[known:]), plain.read(further[known:]), atol=1e-4, rtol=0)
+
+
+def test_a_graph_that_computes_no_numbers_says_so(tmp_path: Path) -> None:
+    fast = prepare_decoding(load(tmp_path / "model", *FITTING["llama"])).fast
+    assert fast is not None
+    decoder = Uncaptured(replace(fast, head=lambda x: x.new_full((len(x), fast.vocabulary), float("nan"))))
+    tokens = decoder.draw(torch.zeros(fast.vocabulary), Sampler(Sampling(), 0))
+    next(tokens)
+    with pytest.raises(AwqError, match="no numbers"):
+        next(tokens)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FITTING)
 def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
@@ -189,6 +232,7 @@ def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> No
     config = getattr(transformers, kind)(**{**TINY, **changes, "max_position_embeddings": 1024})
     loaded = prepare_decoding(load_model(write_tiny_model(tmp_path / "model", config), device="cuda"))
     assert loaded.decoding == "our own decoder, with CUDA graphs"
+    assert loaded.fast is not None
     text = (TEXT * 4)[:300]
     ours = open_decoder(loaded)
     for _ in range(2):
@@ -197,6 +241,12 @@ def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> No
         for tokens in (text[:200], *([token] for token in text[200:])):
             found, expected = ours.read(tokens), theirs.read(tokens)
             assert (found - expected).norm() < 1e-3 * expected.norm()
+    texts = []
+    for decoder in (ours, FastDecoder(loaded.fast)):
+        assert decoder.rewind(0)
+        tokens = decoder.draw(decoder.read(text[:200])[-1], Sampler(RULES["lively"], 0, text))
+        texts.append([next(tokens) for _ in range(100)])
+    assert texts[0][:8] == texts[1][:8], "later on, other rounding may lead elsewhere"
 
 
 def test_a_quick_head_knows_the_likeliest_tokens_exactly(tmp_path: Path) -> None:
