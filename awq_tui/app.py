@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import os
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -38,6 +39,7 @@ from awq_tui.ascii_filter import AsciiFilter
 from awq_tui.background import in_thread
 from awq_tui.preferences import load_preferences
 from awq_tui.settings import Settings, load_settings, save_settings
+from awq_tui.stylesheet import LastingStylesheet
 from awq_tui.terminal_signals import TerminalSignals
 from awq_tui.themes import THEMES
 from awq_tui.widgets.glyphs import ASCII, glyphs
@@ -51,9 +53,15 @@ if TYPE_CHECKING:
     from awq_tui.run_book import RunSummary
 
 SECTIONS = ("models", "runs", "inspect", "chat", "compare")
+SWITCH_INTERVAL = 0.0005
+"""Seconds a thread that reads journals may keep the interpreter from the keyboard: a key asks for it several times."""
+TYPING = 0.15
+"""Seconds after a key in which another is likely."""
 QUIT_WINDOW = 2.0
 """Seconds in which a second ctrl+c quits."""
 MIN_WIDTH, MIN_HEIGHT = 60, 16
+FIRST_PICTURE = 0.1
+"""Seconds that are left to the first picture alone, before anything is looked for on the disk."""
 
 
 def _models_screen() -> Screen[Any]:
@@ -135,13 +143,15 @@ class AwqApp(App[None]):
             self.animation_level = "none"
         self._engines: list[subprocess.Popen[bytes]] = []
         self._origins: dict[str, str] = {}
-        self._last_interrupt = float("-inf")
+        self._last_interrupt = self._last_key = float("-inf")
+        self._too_small = False
         self._saving = asyncio.Lock()
         self.crash_report: Path | None = None
         for theme in THEMES:
             self.register_theme(theme)
         wanted = os.environ.get("TEXTUAL_THEME") or self.preferences.theme or self.settings.theme
         self.theme = wanted if wanted in self.available_themes else Settings().theme
+        self.stylesheet = LastingStylesheet(variables=self.get_css_variables())
 
     def on_mount(self) -> None:
         self._signals.take()
@@ -149,7 +159,7 @@ class AwqApp(App[None]):
         for problem in self._preference_problems:
             self.notify(problem, title="Configuration", severity="warning", timeout=12)
         self.theme_changed_signal.subscribe(self, self._remember_theme)
-        self.call_after_refresh(self._watch)
+        self.set_timer(FIRST_PICTURE, self._watch)
         if self._run_id is None and self.settings.section in SECTIONS[1:]:
             self.switch_mode(self.settings.section)
         if self._run_id is not None:
@@ -217,6 +227,7 @@ class AwqApp(App[None]):
         """Begin to follow the runs and the machine; their modules are no part of the first picture."""
         gc.freeze()  # collections that walk over all modules would hold up keys
         gc.enable()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         from awq_tui.watcher import follow_downloads, follow_machine, follow_runs
 
         self.run_worker(follow_runs(self, offer=self._run_id is None), group="runs", exit_on_error=False)
@@ -356,6 +367,16 @@ class AwqApp(App[None]):
 
     # the terminal
 
+    @property
+    def is_typed_in(self) -> bool:
+        """Whether somebody is typing now."""
+        return time.monotonic() - self._last_key < TYPING
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Key):
+            self._last_key = time.monotonic()
+        await super().on_event(event)
+
     def tell_terminal(self, sequence: str) -> None:
         """Write a control sequence that draws nothing, where there is a terminal."""
         if self._driver is not None and not self.is_headless:
@@ -363,14 +384,18 @@ class AwqApp(App[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Below the smallest usable size, say so instead of drawing ruins."""
+        fits = event.size.width >= MIN_WIDTH and event.size.height >= MIN_HEIGHT
+        if fits == self._too_small:
+            self._cover(not fits)
+
+    def _cover(self, too_small: bool) -> None:
         from awq_tui.screens.too_small import TooSmallScreen
 
-        fits = event.size.width >= MIN_WIDTH and event.size.height >= MIN_HEIGHT
-        covered = isinstance(self.screen, TooSmallScreen)
-        if fits and covered:
-            self.pop_screen()
-        elif not fits and not covered:
+        self._too_small = too_small
+        if too_small:
             self.push_screen(TooSmallScreen(MIN_WIDTH, MIN_HEIGHT))
+        elif isinstance(self.screen, TooSmallScreen):
+            self.pop_screen()
 
     def _end_with(self, code: int) -> None:
         assert self._loop is not None

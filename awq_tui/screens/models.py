@@ -18,6 +18,7 @@ from textual.widgets import Input, Static
 from awq_engine.errors import NetworkError
 from awq_engine.sanitize import plain
 from awq_tui import catalog
+from awq_tui.app import FIRST_PICTURE
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
 from awq_tui.screens.section import SectionScreen
@@ -105,7 +106,7 @@ wants a licence accepted first."""
 
     def on_mount(self) -> None:
         self.query_one("#list").border_title = "Models"
-        self.call_after_refresh(self.action_rescan)
+        self.set_timer(FIRST_PICTURE, self.action_rescan)
         self.watch(self.awq, "summaries", self._runs_changed)
         self.watch(self.awq, "downloads", self._downloads_changed)
 

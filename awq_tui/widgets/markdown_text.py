@@ -2,8 +2,9 @@
 
 Textual's own Markdown makes a widget of every paragraph and lays all of them out at every change, which took half of a
 core at 100 tokens a second. Here only the last block of the text is parsed again when more comes, lines are kept, and
-only what changed is drawn. What comes is collected in between; the pause is a multiple of what the last drawing cost.
-At the end the whole text is parsed once more, because a definition far down may make a link of words far up.
+only what changed is drawn. What comes is collected in between; the pause is a multiple of what the last drawing cost,
+and longer while somebody types. At the end the whole text is parsed once more, because a definition far down may make a
+link of words far up.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from textual.style import Style
 from textual.timer import Timer
 from textual.widget import Widget
 
+from awq_tui.app import AwqApp
 from awq_tui.markdown_blocks import Block, parse_blocks
 
 MIN_REST = 0.12
@@ -27,6 +29,10 @@ MIN_REST = 0.12
 REST_PER_COST = 10.0
 """How much longer than a drawing the pause after it is."""
 MAX_REST = 1.0
+TYPING_REST = 0.1
+"""Seconds to wait again when a key was pressed just now."""
+PATIENCE = 4
+"""How often in a row a drawing waits for typing to pause."""
 FIRST_REST = 0.02
 """Before the first drawing; Textual's timers never fire after 0."""
 
@@ -81,6 +87,7 @@ class MarkdownText(Widget):
         self._growing_from = 0
         self._timer: Timer | None = None
         self._rest = FIRST_REST
+        self._patience = PATIENCE
         self._lines: list[Content] = []
         self._width = -1
         """That the lines are made for; -1 when they are to be made."""
@@ -96,7 +103,7 @@ class MarkdownText(Widget):
         """Add text; it is drawn soon."""
         self._text += fragment
         if self._timer is None:
-            self._timer = self.set_timer(self._rest, self._draw)
+            self._timer = self.set_timer(self._rest, self._draw_when_quiet)
 
     def replace(self, text: str) -> None:
         """`text` in the place of everything fed so far."""
@@ -115,9 +122,17 @@ class MarkdownText(Widget):
         self._finished, self._growing, self._growing_from = [], [], 0
         self._strips.clear()
 
+    def _draw_when_quiet(self) -> None:
+        """A picture of new text holds up a key, so it leaves some room to somebody who types."""
+        if self._patience and isinstance(self.app, AwqApp) and self.app.is_typed_in:
+            self._patience -= 1
+            self._timer = self.set_timer(TYPING_REST, self._draw_when_quiet)
+        else:
+            self._draw()
+
     def _draw(self) -> None:
         started = time.thread_time()
-        self._timer = None
+        self._timer, self._patience = None, PATIENCE
         width, height = self.size.width, len(self._lines)
         unchanged = len(self._lines_of(self._finished, width)) if width else 0
         self._parse()

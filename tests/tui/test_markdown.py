@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,8 +13,8 @@ from textual.selection import SELECT_ALL
 
 from awq_tui.markdown_blocks import parse_blocks
 from awq_tui.markdown_tables import column_widths
-from awq_tui.widgets.markdown_text import MarkdownText
-from tests.tui.hosting import screen_text
+from awq_tui.widgets.markdown_text import PATIENCE, TYPING_REST, MarkdownText
+from tests.tui.hosting import Stage, screen_text
 
 PROSE = """# Title
 
@@ -155,3 +156,16 @@ async def test_replaced_and_selected_text(page: tuple[Pilot[None], MarkdownText]
     await pilot.pause()
     assert pilot.app.screen.get_selected_text() == "the answer\n\n• 1"
     assert screen_text(pilot).rstrip() == "the answer\n\n• 1"
+
+
+async def test_new_text_waits_while_somebody_types_but_not_for_ever() -> None:
+    app = Stage()
+    async with app.run_test() as pilot:
+        text = MarkdownText()
+        await app.screen.mount(text)
+        await pilot.press("x")
+        started = time.monotonic()
+        text.feed("a word")
+        while not text._lines:
+            await pilot.press("x")
+        assert TYPING_REST < time.monotonic() - started < 10 * PATIENCE * TYPING_REST
