@@ -10,9 +10,13 @@ import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from awq_engine.errors import AwqError, NetworkError, ResourceError
 from awq_engine.sanitize import redacted
+
+if TYPE_CHECKING:
+    import httpx2
 
 LOG_IN = "`hf auth login`"
 
@@ -21,6 +25,7 @@ LOG_IN = "`hf auth login`"
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn every failure of a Hub call about `repo` into an `AwqError`; our own errors and bugs pass through."""
     try:
+        _bound_silence()
         yield
     except AwqError:
         raise
@@ -29,6 +34,27 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         if described is None:
             raise
         raise described from error
+
+
+PATIENCE = 6
+"""Times what the Hub's client waits for a piece of a file (`HF_HUB_DOWNLOAD_TIMEOUT`): a minute in all."""
+
+
+def _bound_silence() -> None:
+    """The Hub's client waits for ever for most answers, and a connection can fall silent without breaking."""
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks["request"]
+    if _with_end not in hooks:
+        hooks.append(_with_end)
+
+
+def _with_end(request: httpx2.Request) -> None:
+    from huggingface_hub import constants
+
+    longest = PATIENCE * constants.HF_HUB_DOWNLOAD_TIMEOUT
+    waits = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {what: longest if wait is None else wait for what, wait in waits.items()}
 
 
 def describe(error: BaseException, repo: str, revision: str | None = None) -> AwqError | None:
@@ -112,6 +138,8 @@ def _about_connection(error: BaseException, repo: str) -> str | None:
         return f"The Hub at {redacted(constants.ENDPOINT)} cannot be reached; check the network, or use local files."
     if isinstance(error, httpx2.TransportError):
         return f"The connection to the Hub broke while fetching {repo}; try again, what has arrived is kept."
+    if isinstance(error, OSError) and str(error).startswith("Consistency check"):
+        return f"A file of {repo} did not arrive as long as the Hub says it is; try again, what has arrived is kept."
     if isinstance(error, errors.IncompleteSnapshotError):
         return f"Only a part of {repo} is in the cache and the Hub cannot be reached; try again with a network."
     if isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError):

@@ -9,6 +9,7 @@ Only safetensors, JSON and tokenizer files are ever fetched: never pickles, neve
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_engine.disk import check_disk
-from awq_engine.errors import AwqError, BadInputError
+from awq_engine.errors import AwqError, BadInputError, NetworkError
 from awq_engine.hub_errors import hub_errors
 from awq_engine.paths import typed_path
 from awq_engine.runs import Run, RunStatus, find_run, list_runs
@@ -32,6 +33,7 @@ OnProgress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being fetched), from the downloading threads."""
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,29 @@ def _fetch(hub: HubId, files: list[DryRunFileInfo], on_progress: OnProgress | No
         hub.repo, revision=commit, allow_patterns=ALLOW_PATTERNS, ignore_patterns=IGNORE_PATTERNS,
         tqdm_class=_counting_bar(count),
     )  # fmt: skip
+    _refuse_damaged(hub, [Path(path) / file.filename for file in files if file.will_download])
     return Path(path)
+
+
+def _refuse_damaged(hub: HubId, arrived: list[Path]) -> None:
+    """The Hub's client compares lengths only; here the bytes are held against the hash that names each file's blob."""
+    damaged = [file for file in arrived if not _fits_its_name(file.resolve())]
+    for file in damaged:
+        file.resolve().unlink()
+        file.unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(file.name for file in damaged[:3])
+        raise NetworkError(f"{names} of {hub.repo} arrived damaged and was deleted; try again, the rest is kept.")
+
+
+def _fits_its_name(blob: Path) -> bool:
+    """Large files are named after their SHA-256, others after git's SHA-1; any other name says nothing."""
+    if not _HASH.fullmatch(blob.name):
+        return True
+    prefix = f"blob {blob.stat().st_size}\0".encode()
+    digest = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(prefix, usedforsecurity=False)
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest() == blob.name
 
 
 def _bytes_to_fetch(files: list[DryRunFileInfo]) -> int:

@@ -61,9 +61,9 @@ def write_output(
 
 
 def remove_leftovers(run: Run) -> None:
-    """What a published run no longer needs."""
-    shutil.rmtree(run.blocks_dir, ignore_errors=True)
-    shutil.rmtree(run.gradients_dir, ignore_errors=True)
+    """What a published run no longer needs; its staging folder holds the model that was overwritten."""
+    for folder in (run.blocks_dir, run.gradients_dir, run.staging(Path(run.config().output))):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_done(run: Run, plan: Plan) -> Plan:

@@ -54,18 +54,18 @@ def quantize_block(job: BlockJob) -> BlockResult:
         fold_sites(job, bench, sites, statistics)
     if job.recipe.sequential:
         statistics.clear()  # they are taken again, site by site
-    rounded = Rounded(job.block)
-    for family in sites:
-        for groups in held_at_once(family):
-            round_groups(job, bench, groups, statistics, rounded)
-    loss_final = _check_loss(job, targets)
-    if not loss_final <= loss_rounding:
-        reason = "plain rounding changes the block's output less"
-        job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
-        loss_final = loss_rounding
-        _fall_back(job, bench, sites, rounded)
-    rounded.fill()
-    return BlockResult(rounded.weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
+    with Rounded(job.block) as rounded:
+        for family in sites:
+            for groups in held_at_once(family):
+                round_groups(job, bench, groups, statistics, rounded)
+        loss_final = _check_loss(job, targets)
+        if not loss_final <= loss_rounding:
+            reason = "plain rounding changes the block's output less"
+            job.emit(e.BlockFellBack(job.index, reason, loss_rounding, loss_final))
+            loss_final = loss_rounding
+            _fall_back(job, bench, sites, rounded)
+        rounded.fill()
+        return BlockResult(rounded.weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
 
 
 def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], Batches]:

@@ -7,6 +7,7 @@ made just before the linear runs and dropped right after: a block half done cost
 from __future__ import annotations
 
 import contextlib
+from typing import Self
 
 from torch import nn
 
@@ -15,13 +16,22 @@ from awq_kernels.reference import dequantize
 
 
 class Rounded:
-    """Linears of `block` that are rounded already; what gave up its floats gets them back with `fill`."""
+    """Linears of `block` that are rounded already; what gave up its floats gets them back with `fill`.
+
+    A context manager: at its end, be it an error, the block holds on to nothing here.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         self.weights: dict[str, IntWeight] = {}
         """By linear name inside the block."""
         self._block = block
         self._hooks = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
 
     def add(self, name: str, weight: IntWeight) -> None:
         """Let the linear `name` compute with `weight` from now on."""

@@ -122,7 +122,10 @@ def _message(item: Any) -> tuple[Message, int]:
         raise RowError("a message has no role")
     extras = {name: item[name] for name in EXTRAS if item.get(name) is not None}
     if "tool_calls" in extras:
-        extras["tool_calls"] = [_tool_call(call) for call in extras["tool_calls"]]
+        calls = extras["tool_calls"]
+        if not isinstance(calls, list):
+            raise RowError(f"a message's tool_calls are {type(calls).__name__}, not a list")
+        extras["tool_calls"] = [_tool_call(call) for call in calls]
     content = item["content"] if "content" in item else item.get("value")
     text, others = _text_of(content)
     return {"role": role, "content": text, **extras}, others

@@ -136,6 +136,7 @@ class Skeleton:
     def loaded_block(self, index: int) -> Iterator[nn.Module]:
         """One decoder block with its weights, emptied again at the end."""
         block, prefix = self.blocks[index], self.block_name(index) + "."
+        empty = [(module, dict(module._parameters)) for module in block.modules()]
         lent = {name: owner for name, owner in self.shared.items() if name.startswith(prefix)}
         try:
             owners = set(lent.values())
@@ -146,7 +147,8 @@ class Skeleton:
             _refuse_missing(block, self.block_name(index), self.checkpoint)
             yield block
         finally:
-            _empty_parameters(block)
+            for module, parameters in empty:  # an error may have left some without their shape
+                module._parameters.update(parameters)
             for owner in lent.values():
                 _empty_parameter(*self._place(owner))
 
@@ -331,12 +333,6 @@ def missing_tensor(checkpoint: Checkpoint, name: str) -> BadInputError:
     return BadInputError(
         f"The weights in {checkpoint.path} lack the tensor '{name}' that the architecture needs; download it again."
     )
-
-
-def _empty_parameters(module: nn.Module) -> None:
-    for child in module.modules():
-        for name in list(child._parameters):
-            _empty_parameter(child, name)
 
 
 def _empty_parameter(module: nn.Module, name: str) -> None:

@@ -5,11 +5,15 @@ Standard library and platformdirs only: the app imports this before its first pi
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import partial
 from pathlib import Path
 
 import platformdirs
+
+_HERE, _EXCHANGE = -100, 2
+"""Linux's AT_FDCWD and RENAME_EXCHANGE."""
 
 
 def home() -> Path:
@@ -43,3 +47,9 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot (only Linux's can)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0

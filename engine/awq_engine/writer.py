@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_header
-from awq_engine.storage import sync_directory, write_atomically
+from awq_engine.storage import exchange, sync_directory, write_atomically
 
 SHARD_BYTES = 5_000_000_000
 COPY_CHUNK = 16 << 20
@@ -134,16 +134,22 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def publish(staging: Path, output: Path) -> None:
-    """Give the complete folder its final name; an older folder of that name gives way only now."""
+    """Give the complete folder its final name; an older folder of that name gives way in the same step."""
     for file in staging.iterdir():
         _sync_file(file)
     sync_directory(staging)
+    if not (output.exists() and exchange(staging, output)):
+        _replace(staging, output)
+    sync_directory(output.parent)
+
+
+def _replace(staging: Path, output: Path) -> None:
+    """In two steps, for want of one: a machine that dies between them leaves the older folder as `.replaced`."""
     retired = staging.with_suffix(".replaced")
     shutil.rmtree(retired, ignore_errors=True)
     if output.exists():
         output.rename(retired)
     staging.rename(output)
-    sync_directory(output.parent)
     shutil.rmtree(retired, ignore_errors=True)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +42,8 @@ def known_runs(workplace: Workplace) -> set[str]:
     return {path.name for path in runs.iterdir()} if runs.is_dir() else set()
 
 
-def pick_tiny(app: Terminal) -> None:
-    """From the first screen to the form, by typing the model's name."""
+def filter_tiny(app: Terminal) -> None:
+    """On the first screen, only the model is left to choose."""
     app.wait_for("disk    tiny")
     app.send("/")
     app.wait_for("esc Clear")
@@ -48,6 +51,11 @@ def pick_tiny(app: Terminal) -> None:
     app.wait_until(lambda: "demo stories" not in app.screen() and "disk    tiny" in app.screen(), "one model")
     app.send(ENTER)
     app.wait_for("⏎ Quantize")
+
+
+def pick_tiny(app: Terminal) -> None:
+    """From the first screen to the form, by typing the model's name."""
+    filter_tiny(app)
     app.send(ENTER)
     app.wait_for("Group size")
 
@@ -153,6 +161,32 @@ def test_closing_the_terminal_leaves_the_engine_at_work(open_app: OpenApp, workp
         assert app.wait_for_exit() == 0
     assert run.status() is RunStatus.DONE
     assert sum(isinstance(record.event, RunStarted) for record in run.records()) == 1
+
+
+def test_a_killed_app_leaves_no_process_behind(open_app: OpenApp, workplace: Workplace) -> None:
+    """SIGKILL gives it no time to tell its chat process, which ends by itself; runs go on, as above."""
+    with open_app() as app:
+        filter_tiny(app)
+        app.send("c")
+        app.wait_for("context 4096 · ")
+        assert len(processes_of(workplace)) == 2
+        app.signal(signal.SIGKILL)
+        app.wait_for_exit()
+    deadline = time.monotonic() + 30
+    while processes_of(workplace):
+        assert time.monotonic() < deadline, processes_of(workplace)
+        time.sleep(0.05)
+
+
+def processes_of(workplace: Workplace) -> list[str]:
+    """Command lines of all processes that live in the workplace's home (Linux)."""
+    mark = f"AWQ_TUI_HOME={workplace.home}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def test_resizing_redraws_for_the_new_size(open_app: OpenApp) -> None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,8 @@ class FakeHub:
     """Files that a commit put into a repository, by name."""
     created: list[dict[str, object]] = field(default_factory=list)
     """What was asked for of each repository made."""
+    hinder: Callable[[BaseHTTPRequestHandler, str, bytes], bool] = lambda handler, path, content: False
+    """Asked before an answer is sent; true when it has done something else instead."""
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was asked for."""
@@ -114,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/datasets/org/data"):
             self._send(json.dumps({"id": "org/data", "sha": COMMIT, "private": False, "siblings": []}).encode())
         elif path.rsplit("/", 1)[-1] in self.state.files:
-            self._send_file(path.rsplit("/", 1)[-1])
+            name = path.rsplit("/", 1)[-1]
+            self._send_file(name, self.state.files[name])
         else:
             known = path.startswith("/datasets/org/data/")
             self._send(b"{}", 404, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
@@ -145,17 +148,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _entry(self, name: str) -> dict[str, object]:
         content = self.state.files[name]
-        return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        return {"type": "file", "path": name, "size": len(content), "oid": _git_hash(content)}
 
-    def _send_file(self, name: str) -> None:
-        content = self.state.files[name]
-        etag = hashlib.sha1(content).hexdigest()
-        self._send(content, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+    def _send_file(self, name: str, content: bytes) -> None:
+        """`content` with the hash of what it should be."""
+        self._send(
+            content,
+            200,
+            {"ETag": f'"{_git_hash(self.state.files[name])}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"},
+        )
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if self.state.hinder(self, self.path.split("?")[0], body):
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub import get_session
 
 from awq_engine.errors import AwqError, NetworkError, ResourceError
 from awq_engine.hub_errors import describe, hub_errors
@@ -90,7 +92,6 @@ def test_unreachable_hub_says_so(tmp_path: Path) -> None:
 )
 def test_bare_status_becomes_a_sentence(status: int, part: str) -> None:
     """Statuses without the Hub's own headers, as mirrors send them; some are retried for a minute over a real wire."""
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     response = httpx2.Response(status, request=httpx2.Request("GET", "http://127.0.0.1/"))
@@ -102,6 +103,21 @@ def test_bare_status_becomes_a_sentence(status: int, part: str) -> None:
 def test_full_disk_is_a_resource_error() -> None:
     error = describe(OSError(28, "No space left on device"), "org/tiny")
     assert isinstance(error, ResourceError)
+
+
+def test_another_length_than_the_hub_says_is_no_bug() -> None:
+    error = describe(OSError("Consistency check failed: file should be of size 23 but has size 11"), "org/tiny")
+    assert isinstance(error, NetworkError)
+    assert "did not arrive as long as" in str(error)
+
+
+def test_silence_has_an_end() -> None:
+    """The Hub's client asks some questions with no end of waiting, whatever its own setting."""
+    with hub_errors("org/tiny"):
+        request = httpx2.Request("GET", "http://127.0.0.1/", extensions={"timeout": {"read": None, "connect": 3.0}})
+        for hook in get_session().event_hooks["request"]:
+            hook(request)
+    assert request.extensions["timeout"] == {"read": 60, "connect": 3.0}
 
 
 def test_own_bugs_pass_through() -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,3 +157,21 @@ def test_disk_that_is_too_small_is_a_resource_error(tmp_path: Path, monkeypatch:
         ResourceError, match=r"Not enough disk space for this: it needs 2\.0 MB .* where 1\.0 MB are free"
     ):
         check_disk(tmp_path / "not" / "yet", 2_000_000, "this")
+
+
+def test_bytes_that_changed_on_their_way_are_refused(hub: FakeHub, home: Path) -> None:
+    """Of the right length, so that only their hash tells; the next attempt fetches them again."""
+
+    def hinder(handler: Any, path: str, body: bytes) -> bool:
+        if handler.command != "GET" or not path.endswith("model.safetensors"):
+            return False
+        hub.hinder = lambda handler, path, body: False
+        handler._send_file("model.safetensors", body[:-1] + b"?")
+        return True
+
+    hub.hinder = hinder
+    kind, message = resolve(hub, home)
+    assert kind == "NetworkError"
+    assert "model.safetensors of org/tiny arrived damaged" in message
+    path, *_ = resolve(hub, home)
+    assert (Path(path) / "model.safetensors").read_bytes() == WEIGHTS

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
 from awq_engine import block_folds, block_rounding
+from awq_engine.capture import BlockInputs
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
-from awq_engine.events import EVENTS, BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified, Warned
+from awq_engine.events import BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified, Warned
 from awq_engine.formats.stated import read_quantization
 from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
@@ -30,11 +29,6 @@ from awq_engine.unpacked import read_dequantized
 
 SPEC = QuantSpec(4, 32, False)
 TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
-UNUSUAL = {
-    "queued", "paused", "continued", "download_progress", "block_fell_back", "warned", "run_cancelled", "run_failed",
-}  # fmt: skip
-"""What an undisturbed run does not say."""
-KILLABLE = [kind for kind in EVENTS if kind not in UNUSUAL]
 
 
 @pytest.fixture(autouse=True)
@@ -180,21 +174,6 @@ def test_same_run_twice_gives_the_same_bytes(make_run: Callable[..., Run], tmp_p
         finish(make_run(output=str(tmp_path / name), preset=Preset.BEST))
 
     assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two")
-
-
-@pytest.mark.parametrize("preset", [pytest.param(Preset.FAST, marks=pytest.mark.slow), Preset.BEST])
-def test_kill_at_every_event_and_resume(make_run: Callable[..., Run], tmp_path: Path, preset: Preset):
-    """An engine killed right after any kind of event resumes to byte-identical output."""
-    runs = {kind: make_run(output=str(tmp_path / kind), preset=preset) for kind in ["none", *KILLABLE]}
-    driver = Path(__file__).with_name("killing_driver.py")
-    arguments = [f"{kind}={run.path}" for kind, run in runs.items()]
-    done = subprocess.run([sys.executable, str(driver), *arguments], capture_output=True, text=True, timeout=300)
-    outcome = [line.split() for line in done.stdout.splitlines()]
-
-    assert outcome == [["none", "None", "0"]] + [[kind, "-9", "0"] for kind in KILLABLE], done.stderr[-2000:]
-    expected = weights_of(tmp_path / "none")
-    assert {kind: weights_of(tmp_path / kind) == expected for kind in KILLABLE} == dict.fromkeys(KILLABLE, True)
-    assert not list(tmp_path.glob(".*partial")), "a partial output was left behind"
 
 
 def test_cancel_keeps_finished_blocks(make_run: Callable[..., Run]):
@@ -377,6 +356,38 @@ def test_no_graph_is_built(make_run: Callable[..., Run]):
 
     assert enabled
     assert not any(enabled)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_older_model_gives_way_to_the_new_one(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+):
+    """In one step, and on file systems that know none in two; nothing is left of it."""
+    if not at_once:
+        monkeypatch.setattr("awq_engine.writer.exchange", lambda first, second: False)
+    output = tmp_path / "out"
+    finish(make_run(output=str(output), group_size=64))
+    (output / "old").touch()
+    finish(make_run(output=str(output), overwrite=True))
+
+    assert read_report(output)["result"]["group_size"] == 32
+    assert not (output / "old").exists()
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_block_is_as_it_was_after_an_error_in_it(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch):
+    """A GPU that is full in the middle of a block: the block is done again with fewer sequences at a time."""
+    run, forward, calls = make_run(), BlockInputs.output, iter(range(10**9))
+
+    def output(self: BlockInputs, block: Any, index: int, batch: int, **options: Any) -> Any:
+        if next(calls) > 9 and len(self.hidden[batch]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, block, index, batch, **options)
+
+    monkeypatch.setattr(BlockInputs, "output", output)
+    finish(run)
+
+    assert any("2 sequences at a time" in warning for warning in replay(run.records()).warnings)
 
 
 def test_two_runs_never_replace_each_other(make_run: Callable[..., Run]):

@@ -91,6 +91,7 @@ def test_values_that_parquet_fills_in_are_not_there() -> None:
         ({"messages": ["x"]}, "a message has no role"),
         ({"messages": [{"content": "x"}]}, "a message has no role"),
         ({"messages": [{"role": "user", "content": 5}]}, "content is int, not text"),
+        ({"messages": [{**ANSWERED, "tool_calls": 2}]}, "tool_calls are int, not a list"),
         ({"messages": [{"role": "user", "content": ""}]}, "its messages have no text"),
         ({"text": ["a", "b"]}, "under any known name"),
     ],
