@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.notifications import SeverityLevel
 from textual.reactive import reactive
 from textual.screen import Screen
@@ -37,6 +38,7 @@ from awq_engine.errors import AwqError
 from awq_engine.sanitize import plain
 from awq_tui.ascii_filter import AsciiFilter
 from awq_tui.background import in_thread
+from awq_tui.places import Place, place_of, screen_of
 from awq_tui.preferences import load_preferences
 from awq_tui.settings import Settings, load_settings, save_settings
 from awq_tui.stylesheet import LastingStylesheet
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 SECTIONS = ("models", "runs", "inspect", "chat", "compare")
 SWITCH_INTERVAL = 0.0005
 """Seconds a thread that reads journals may keep the interpreter from the keyboard: a key asks for it several times."""
+PLACE_INTERVAL = 1.0
+"""Seconds between two looks at where the person is: a lost connection leaves no time to store it."""
 TYPING = 0.15
 """Seconds after a key in which another is likely."""
 QUIT_WINDOW = 2.0
@@ -143,6 +147,8 @@ class AwqApp(App[None]):
             self.animation_level = "none"
         self._engines: list[subprocess.Popen[bytes]] = []
         self._origins: dict[str, str] = {}
+        self._entered: set[str] = set()
+        """Sections whose upper screens are open again, or were replaced."""
         self._last_interrupt = self._last_key = float("-inf")
         self._too_small = False
         self._saving = asyncio.Lock()
@@ -160,8 +166,9 @@ class AwqApp(App[None]):
             self.notify(problem, title="Configuration", severity="warning", timeout=12)
         self.theme_changed_signal.subscribe(self, self._remember_theme)
         self.set_timer(FIRST_PICTURE, self._watch)
-        if self._run_id is None and self.settings.section in SECTIONS[1:]:
-            self.switch_mode(self.settings.section)
+        self.set_interval(PLACE_INTERVAL, self._keep_place)
+        if self._run_id is None and self.settings.section in SECTIONS:
+            self._enter(self.settings.section)
         if self._run_id is not None:
             from awq_engine.runs import find_run
 
@@ -270,6 +277,7 @@ class AwqApp(App[None]):
         that started it is done.
         """
         origin = self.current_mode
+        self._entered.add(section)
         if section == "runs":
             await self._pop_to_base()
         elif origin != section:
@@ -280,12 +288,46 @@ class AwqApp(App[None]):
 
     def action_section(self, section: str) -> None:
         """Go to a section as it was left; a second press goes to its first screen."""
-        self.update_settings(section=section)
         self._origins.pop(section, None)
         if self.current_mode == section:
             self.run_worker(self._pop_to_base, group="navigation", exit_on_error=False)
         else:
-            self.switch_mode(section)
+            self._enter(section)
+
+    def _enter(self, section: str) -> None:
+        """Go there; the first time, with the screens that were open at the last start."""
+        self.switch_mode(section)
+        if section not in self._entered:
+            self._entered.add(section)
+            self.run_worker(partial(self._reopen, section), group="navigation", exit_on_error=False)
+
+    async def _reopen(self, section: str) -> None:
+        place = place_of(self.settings.places, section, 1)
+        screen = await in_thread(screen_of, place) if place else None
+        if screen is not None and self.current_mode == section and len(self.screen_stack) == 1:
+            await self.push_screen(screen)
+
+    def _keep_place(self) -> None:
+        from awq_tui.screens.section import SectionScreen
+
+        section, screens = self.current_mode, self.screen_stack
+        try:
+            here = tuple(screen.place() for screen in screens if isinstance(screen, SectionScreen))
+        except NoMatches:  # one is still being put together
+            return
+        if here and (here, section) != (self.settings.places.get(section), self.settings.section):
+            self.update_settings(places={**self.settings.places, section: here}, section=section)
+
+    def exit(self, *args: Any, **options: Any) -> None:
+        """As Textual's; nothing is stored any more once the screens are gone."""
+        self._keep_place()
+        with contextlib.suppress(OSError):
+            save_settings(self.settings)
+        super().exit(*args, **options)
+
+    def kept_place(self, section: str) -> Place:
+        """Where the person was on the first screen of a section."""
+        return place_of(self.settings.places, section, 0)
 
     def action_next_section(self) -> None:
         self.action_section(SECTIONS[(SECTIONS.index(self.current_mode) + 1) % len(SECTIONS)])

@@ -75,6 +75,14 @@ class Order:
     key: str = ""
     descending: bool = True
 
+    def __str__(self) -> str:
+        return f"{'-' if self.descending else ''}{self.key}"
+
+    @classmethod
+    def read(cls, text: str) -> Order:
+        """Of what `str` made of it."""
+        return cls(text.removeprefix("-"), text.startswith("-"))
+
 
 def sort_rows(rows: Iterable[Row], columns: Sequence[Column[Row]], order: Order) -> list[Row]:
     """Sorted rows; those without a value come last in both directions."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from awq_engine.storage import home, write_atomically
+from awq_tui.places import Places, read_places
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class Settings:
     folders: tuple[str, ...] = ()
     """Model folders, or folders of model folders, that the person entered."""
     section: str = "models"
-    """Where the person was last."""
+    """The one the person was in last."""
+    places: Places = field(default_factory=dict)
+    """Where in each section."""
 
 
 def settings_path() -> Path:
@@ -39,6 +42,7 @@ def load_settings() -> Settings:
         theme=theme if isinstance(theme, str) else defaults.theme,
         folders=tuple(item for item in folders if isinstance(item, str)) if isinstance(folders, list) else (),
         section=section if isinstance(section, str) else defaults.section,
+        places=read_places(data.get("places")),
     )
 
 

@@ -22,6 +22,7 @@ from awq_tui.answer_comparison import AnswerComparison
 from awq_tui.background import in_thread
 from awq_tui.chat_client import ChatClient, Ready
 from awq_tui.chats import Chat, export_chat, model_name, save_chat
+from awq_tui.places import Place
 from awq_tui.screens.chats import ChatsModal
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import PickModal, comparison_entries
@@ -77,6 +78,9 @@ class ChatScreen(SectionScreen):
         self._comparison = AnswerComparison(self.sides, self._note)
         self._saving = True
         """Until the disk refuses."""
+
+    def place(self) -> Place:
+        return {"screen": "chat", "model": self.model, "chat": self.chat.id if self.chat.turns else ""}
 
     def body(self) -> ComposeResult:
         with Horizontal(id="chat-sides"):

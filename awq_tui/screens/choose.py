@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from awq_tui import catalog
 from awq_tui.background import in_thread
+from awq_tui.places import Place
 from awq_tui.run_book import RunSummary
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.model_table import ModelTable
@@ -43,6 +44,12 @@ class ChooseScreen(SectionScreen):
         super().__init__()
         self._purpose = purpose
         self._outputs: tuple[Path, ...] = ()
+        self._wanted = ""
+        """The model to put the cursor on at first."""
+
+    def place(self) -> Place:
+        entry = self.query_one(ChoiceTable).current
+        return {"model": entry.key if entry else self._wanted}
 
     def body(self) -> ComposeResult:
         with Vertical(id="choices", classes="pane") as pane:
@@ -52,6 +59,7 @@ class ChooseScreen(SectionScreen):
 
     def on_mount(self) -> None:
         self.query_one(ChoiceTable).focus()
+        self._wanted = self.awq.kept_place(self._purpose).get("model", "")
         self.watch(self.awq, "summaries", self._runs_changed, init=False)
 
     def on_screen_resume(self) -> None:
@@ -78,7 +86,10 @@ class ChooseScreen(SectionScreen):
                 entries, [await in_thread(catalog.demo_entry)], await in_thread(catalog.cache_entries)
             )
             entries = [entry for entry in entries if not entry.problem]
-        self.query_one(ChoiceTable).show(entries)
+        table = self.query_one(ChoiceTable)
+        table.show(entries)
+        table.select(self._wanted)
+        self._wanted = ""
         self.set_class(not entries, "-empty")
 
     @on(ChoiceTable.RowSelected)

@@ -21,6 +21,7 @@ from awq_engine.sanitize import one_line
 from awq_engine.storage import write_atomically
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import Column, Order, to_csv
+from awq_tui.places import Place
 from awq_tui.results import RESULT_COLUMNS, ResultRow, as_markdown, comparable, frontier, result_rows
 from awq_tui.run_book import RunSummary
 from awq_tui.screens.evaluate import EvaluateModal, Measurement
@@ -68,6 +69,15 @@ class CompareScreen(SectionScreen):
         super().__init__()
         self.rows: list[ResultRow] = []
         self._measurement = Measurement()
+        self._wanted = ""
+        """The run to put the cursor on at first."""
+
+    def place(self) -> Place:
+        return {
+            "filter": self.query_one(Input).value,
+            "order": str(self.table.order),
+            "run": self.current.run.id if self.current else self._wanted,
+        }
 
     def body(self) -> ComposeResult:
         with Horizontal(id="compare-head"):
@@ -82,6 +92,10 @@ class CompareScreen(SectionScreen):
 
     def on_mount(self) -> None:
         self.query_one("#compare-chart").border_title = "Comparable results"
+        if kept := self.awq.kept_place("compare"):
+            self.query_one(Input).value = kept.get("filter", "")
+            self.table.order = Order.read(kept.get("order", ""))
+            self._wanted = kept.get("run", "")
         self.watch(self.awq, "summaries", self._runs_changed)
 
     @property
@@ -105,16 +119,19 @@ class CompareScreen(SectionScreen):
     def _show(self) -> None:
         words = self.query_one(Input).value.lower().split()
         shown = [row for row in self.rows if all(word in f"{row.model} {row.recipe}".lower() for word in words)]
-        kept = self.current.run if self.current else None
+        kept = self.current.run.id if self.current else self._wanted
         self.table.show(shown, RESULT_COLUMNS, self._style, lambda row, column: "")
         for place, row in enumerate(self.table.shown):
-            if row.run == kept:
+            if row.run.id == kept:
                 self.table.move_cursor(row=place, animate=False)
         measured = sum(row.evaluation is not None for row in shown)
         title = f"{len(shown)} finished runs, {measured} measured"
         self.query_one("#compare-title", Static).update(title)
         self.set_class(not self.rows, "-empty")
         self._show_chart()
+
+    def recolour(self) -> None:
+        self._show()
 
     def _style(self, row: ResultRow, column: Column[ResultRow]) -> str:
         if column.key == "label":

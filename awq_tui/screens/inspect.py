@@ -6,6 +6,7 @@ by drawing every cell on the reading thread: a damaged report becomes one senten
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from pathlib import Path
@@ -18,14 +19,15 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from awq_engine.errors import BadInputError
+from awq_engine.errors import AwqError, BadInputError
 from awq_engine.report import LayerRow, RoleSummary, layer_rows, outliers, summarize_roles
-from awq_engine.runs import Run
+from awq_engine.runs import Run, find_run
 from awq_engine.sanitize import one_line
 from awq_engine.storage import write_atomically
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import LAYER_COLUMNS, ROLE_COLUMNS, Column, Order, filter_rows, to_csv, to_json
 from awq_tui.layer_pairs import PAIR_COLUMNS, ROLE_PAIR_COLUMNS, LayerPair, RolePair, pair_roles, pair_rows, rows_of
+from awq_tui.places import Place
 from awq_tui.run_client import RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import title_line
 from awq_tui.screens.pick_run import PickRunModal
@@ -97,7 +99,29 @@ class InspectScreen(SectionScreen):
                 yield LayerDetail(id="inspect-second")
             yield ErrorBars()
 
+    def place(self) -> Place:
+        table, of_run = self.query_one(LayerTable), isinstance(self.source, Run)
+        return {
+            "screen": "inspect",
+            "run" if of_run else "folder": self.source.id if isinstance(self.source, Run) else str(self.source),
+            "filter": self.query_one(Input).value,
+            "order": str(table.order),
+            "by_type": "yes" if self.by_type else "",
+            "zoomed": "yes" if self.has_class("-zoomed") else "",
+            "beside": self.other.id if self.other else "",
+            "row": str(table.cursor_row),
+        }
+
+    def _return(self, kept: Place) -> None:
+        """To what was chosen at the last start."""
+        self.query_one(Input).value = kept.get("filter", "")
+        self.query_one(LayerTable).order = Order.read(kept.get("order", ""))
+        self.by_type = bool(kept.get("by_type"))
+        self.set_class(bool(kept.get("zoomed")), "-zoomed")
+
     def on_mount(self) -> None:
+        if self.kept:
+            self._return(self.kept)
         if isinstance(self.source, Run):
             self.run_worker(self._follow, thread=True, group="follow", exit_on_error=False)
         else:
@@ -140,6 +164,18 @@ class InspectScreen(SectionScreen):
         self.rows = message.rows
         self._marked = outliers(message.rows)
         self._show()
+        if kept := self.kept:
+            self.kept = {}
+            self.run_worker(self._return_to_row(kept), group="other", exit_on_error=False)
+
+    async def _return_to_row(self, kept: Place) -> None:
+        with contextlib.suppress(AwqError):  # the run beside this one is gone
+            if beside := kept.get("beside"):
+                await self._read_other(await in_thread(find_run, beside))
+                self.query_one(LayerTable).order = Order.read(kept.get("order", ""))
+                self._show()
+        if (row := kept.get("row", "")).isdecimal():
+            self.query_one(LayerTable).move_cursor(row=int(row), animate=False)
 
     @on(Input.Changed, "#inspect-filter")
     def _show(self) -> None:
@@ -168,6 +204,9 @@ class InspectScreen(SectionScreen):
         if self.other is not None:
             found = f"{len(pair_rows(self._filtered(), self._other_rows))} layers of both"
         self.query_one("#inspect-mode", Static).update(f"{'types of ' if self.by_type else ''}{found}{order}")
+
+    def recolour(self) -> None:
+        self._show()
 
     def _filtered(self) -> list[LayerRow]:
         return filter_rows(self.rows or [], self.query_one(Input).value, self._marked)

@@ -21,6 +21,7 @@ from awq_tui import catalog
 from awq_tui.app import FIRST_PICTURE
 from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
+from awq_tui.places import Place
 from awq_tui.screens.section import SectionScreen
 from awq_tui.widgets.model_details import ModelDetails
 from awq_tui.widgets.model_table import ModelTable
@@ -29,6 +30,7 @@ from awq_tui.widgets.plain_input import PlainInput
 if TYPE_CHECKING:
     from awq_engine.downloads import Download
     from awq_engine.estimate import Speed
+    from awq_tui.machine import Machine
     from awq_tui.run_book import RunSummary
 
 DEBOUNCE = 0.3
@@ -92,6 +94,13 @@ wants a licence accepted first."""
         self._outputs: tuple[Path, ...] = ()
         self._speed: Speed | None = None
         self._order = "as found"
+        self._wanted = ""
+        """The model to put the cursor on once it is found."""
+
+    def place(self) -> Place:
+        entry = self.table.current
+        key = self._wanted or (entry.key if entry else "")
+        return {"find": self.query_one("#find", Input).value, "order": self._order, "model": key}
 
     def body(self) -> ComposeResult:
         with Horizontal(id="find-bar"):
@@ -106,9 +115,14 @@ wants a licence accepted first."""
 
     def on_mount(self) -> None:
         self.query_one("#list").border_title = "Models"
+        kept = self.awq.kept_place("models")
+        self._order = kept.get("order", "") if kept.get("order") in ORDERS else self._order
+        self._wanted = kept.get("model", "")
+        self.query_one("#find", Input).value = kept.get("find", "")
         self.set_timer(FIRST_PICTURE, self.action_rescan)
         self.watch(self.awq, "summaries", self._runs_changed)
         self.watch(self.awq, "downloads", self._downloads_changed)
+        self.watch(self.awq, "machine", self._machine_changed)
 
     @property
     def table(self) -> ModelTable:
@@ -132,6 +146,7 @@ wants a licence accepted first."""
         self._refresh()
         self._cache = await in_thread(catalog.cache_entries)
         self._refresh()
+        self._wanted = ""
 
     def _runs_changed(self, summaries: tuple[RunSummary, ...]) -> None:
         outputs = tuple(output for summary in summaries if (output := summary.output) is not None)
@@ -144,6 +159,10 @@ wants a licence accepted first."""
     async def _list_results(self, summaries: tuple[RunSummary, ...]) -> None:
         self._results = await in_thread(catalog.result_entries, summaries)
         self._refresh()
+
+    def _machine_changed(self, machine: Machine | None) -> None:
+        if machine is not None:
+            self.query_one(ModelDetails).show_free(machine.host.free)
 
     def _downloads_changed(self, downloads: tuple[Download, ...]) -> None:
         if any(download.finished for download in downloads):
@@ -197,6 +216,7 @@ wants a licence accepted first."""
         shown = [entry for entry in local if entry.matches(query)]
         hub = [entry for entry in self._hub if not _is_among(entry, local) and entry.matches(limits_of(query))]
         self.table.show(sorted(catalog.merge(shown, hub), key=ORDERS[self._order]))
+        self.table.select(self._wanted)
         found = self.table.row_count
         order = "" if self._order == "as found" else f", {self._order}"
         self.query_one("#list").border_subtitle = f"{found} model{'' if found == 1 else 's'}{order}"

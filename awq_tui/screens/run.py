@@ -23,6 +23,7 @@ from awq_engine.errors import AwqError
 from awq_engine.estimate import default_speed, measured_speed, planned_work
 from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
+from awq_tui.places import Place
 from awq_tui.run_client import Replay, RunClient, Snapshot, config_of, follow
 from awq_tui.run_words import notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
@@ -91,6 +92,10 @@ class RunScreen(SectionScreen):
         self._keys: tuple[bool | None, ...] = ()
         self._notes = Content("")
 
+    def place(self) -> Place:
+        cursor = None if self.following else self.query_one(HeatMap).cursor
+        return {"screen": "run", "run": self.run.id, "layer": f"{cursor[0]} {cursor[1]}" if cursor else ""}
+
     def body(self) -> ComposeResult:
         yield Static(id="run-head", markup=False)
         with Horizontal(id="run-main"):
@@ -135,12 +140,22 @@ class RunScreen(SectionScreen):
             return
         state = self.snapshot.state
         self.query_one(HeatMap).show(state)
+        self._go_to_kept_layer(state)
         if self.following and (newest := newest_layer(state)) is not None:
             self.query_one(HeatMap).move_to(newest)
         self._show_layer()
         self._show_head()
         self._show_notes()
         self._refresh_keys()
+
+    def _go_to_kept_layer(self, state: RunState) -> None:
+        """Once, when the layers are drawn for the first time."""
+        block, _, name = self.kept.get("layer", "").partition(" ")
+        if block.isdecimal() and (int(block), name) in state.layers:
+            self.following = False
+            self.query_one(HeatMap).move_to((int(block), name))
+        if state.layers:
+            self.kept = {}
 
     def on_resize(self) -> None:
         self._show_head()

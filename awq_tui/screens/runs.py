@@ -20,6 +20,7 @@ from awq_engine.sanitize import one_line, plain
 from awq_engine.state import Phase
 from awq_tui.background import in_thread
 from awq_tui.ellipsis import shorten
+from awq_tui.places import Place
 from awq_tui.run_book import RunSummary
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.section import SectionScreen
@@ -89,6 +90,11 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
         self._summaries: tuple[RunSummary, ...] = ()
         self._widths: dict[str, int] = {}
         """Of the columns as they are drawn."""
+        self._wanted = ""
+        """The run to put the cursor on at first."""
+
+    def place(self) -> Place:
+        return {"run": self.current.run.id if self.current else self._wanted}
 
     def body(self) -> ComposeResult:
         with Vertical(id="run-list", classes="pane") as pane:
@@ -99,6 +105,7 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
 
     def on_mount(self) -> None:
         self.table.focus()
+        self._wanted = self.awq.kept_place("runs").get("run", "")
         self.watch(self.awq, "summaries", self._show)
         self.set_interval(AGE_INTERVAL, self.catch_up)
 
@@ -122,7 +129,7 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
     def _show(self, summaries: tuple[RunSummary, ...]) -> None:
         if not self.is_current:
             return
-        before = self.current
+        kept = self.current.run.id if self.current else self._wanted
         same_runs = [summary.run for summary in summaries] == [summary.run for summary in self._summaries]
         self._summaries = summaries
         if same_runs and self._widths == self._column_widths():
@@ -130,7 +137,7 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
         else:
             self._fill()
             for row, summary in enumerate(summaries):
-                if before is not None and summary.run == before.run:
+                if summary.run.id == kept:
                     self.table.move_cursor(row=row, animate=False)
         self._note()
 
@@ -150,6 +157,9 @@ An interrupted, cancelled or failed run goes on from its last finished block whe
             table.add_row(*self._cells(summary, now), key=summary.run.id)
         table.move_cursor(row=row, animate=False)
         self.set_class(not self._summaries, "-empty")
+
+    def recolour(self) -> None:
+        self._fill()
 
     def _update_cells(self) -> None:
         """The table draws itself anew for every cell that is set, so only those that changed are."""

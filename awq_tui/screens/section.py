@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import events, on
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.worker import Worker, WorkerState
 
 from awq_tui.app import AwqApp
+from awq_tui.places import Place
 from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.top_bar import TopBar
 
@@ -21,6 +23,9 @@ class SectionScreen(Screen[None]):
 
     HELP: ClassVar[str | None] = None
 
+    kept: Place = {}  # noqa: RUF012 - replaced, never changed
+    """Where the person was on this screen at the last start; used once, when it is mounted."""
+
     def compose(self) -> ComposeResult:
         yield TopBar()
         yield from self.body()
@@ -29,6 +34,17 @@ class SectionScreen(Screen[None]):
     def body(self) -> ComposeResult:
         """Everything between the bar and the footer."""
         yield from ()
+
+    @on(events.Mount)
+    def _follow_theme(self) -> None:
+        self.app.theme_changed_signal.subscribe(self, lambda _: self.recolour())
+
+    def recolour(self) -> None:
+        """Draw anew what has its colours from the theme that was."""
+
+    def place(self) -> Place:
+        """What to find again at the next start."""
+        return {}
 
     def on_resize(self) -> None:
         self.set_class(self.app.size.height < FLAT_HEIGHT, "-flat")

@@ -37,11 +37,17 @@ class ModelDetails(Static):
 
         self._details: Details | None = None
         self._nothing = ""
+        self._free: int | None = None
         self._download: Download | None = None
 
     def show(self, details: Details | None, nothing: str = "No model chosen.") -> None:
         """Describe one model, or say why there is `nothing`."""
         self._details, self._nothing = details, nothing
+        self.on_resize()
+
+    def show_free(self, free: int) -> None:
+        """How many bytes of memory this machine has left."""
+        self._free = free
         self.on_resize()
 
     def show_download(self, download: Download | None) -> None:
@@ -54,13 +60,13 @@ class ModelDetails(Static):
         if self._details is None:
             self.update(Content.styled(plain(self._nothing), "dim"))
         else:
-            text = draw(self._details, self.size.width)
+            text = draw(self._details, self.size.width, self._free)
             progress = [draw_download(self._download, self.size.width)] if self._download else []
             self.update(Content("\n").join([text, *progress]))
 
 
-def draw(details: Details, width: int) -> Content:
-    """The pane's text for a pane of `width` cells."""
+def draw(details: Details, width: int, free: int | None = None) -> Content:
+    """The pane's text for a pane of `width` cells, on a machine with so many bytes of memory left."""
     entry = details.entry
     lines = [Content.styled(one_line(entry.name), "bold"), Content.styled(_origin(entry, width), "dim")]
     lines += [Content(f"licence {one_line(entry.licence)}")] if entry.licence else []
@@ -68,7 +74,7 @@ def draw(details: Details, width: int) -> Content:
     lines += [Content.styled(f"✗ {plain(_shorter(problem, entry))}", "$text-error") for problem in details.problems]
     lines += _marks(entry)
     if details.forecasts:
-        lines += _forecast(details, width)
+        lines += _forecast(details, width, free)
     return Content("\n").join(lines)
 
 
@@ -118,7 +124,7 @@ def _marks(entry: Entry) -> list[Content]:
     return lines
 
 
-def _forecast(details: Details, width: int) -> list[Content]:
+def _forecast(details: Details, width: int, free: int | None) -> list[Content]:
     first = details.forecasts[0][1]
     group = "row" if details.group_size == -1 else f"g{details.group_size}"
     result = f"{size(first.bytes_before)} → {size(first.bytes_after)} · {first.bits_per_weight:.2f} bits/weight"
@@ -129,6 +135,16 @@ def _forecast(details: Details, width: int) -> list[Content]:
         Content.assemble((f"after W4 {group}", "bold $accent"), "   " if width >= ONE_LINE_WIDTH else "\n", result),
         Content.assemble(f"{'':7}", (presets, "dim")),
         Content(f"{'memory':<7}{memory}"),
+        *([] if free is None else [_fits(details, free)]),
         Content(f"{'time':<7}{times}"),
         Content.styled(f"time is {plain(first.speed.source)}", "dim"),
     ]
+
+
+def _fits(details: Details, free: int) -> Content:
+    """A verdict under the memory of each preset."""
+    parts: list[tuple[str, str]] = [(f"{'fits':<7}", "")]
+    for _, forecast in details.forecasts:
+        fits = forecast.peak_host_bytes < free
+        parts.append((f"{'✓ yes' if fits else '✗ no':>{COLUMN}}", "$text-success" if fits else "$text-error"))
+    return Content.assemble(*parts, (f"  {size(free)} free", "dim"))

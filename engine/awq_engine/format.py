@@ -73,8 +73,10 @@ def share(part: float | None) -> str:
 
 
 def change(relative: float | None) -> str:
-    """A relative change: `+12%`, `-73%`."""
-    return UNKNOWN if relative is None or not math.isfinite(relative) else f"{100 * relative:+.0f}%"
+    """A relative change: `+12%`, `-73%`; from ten times on, how many times it is: `51x`."""
+    if relative is None or not math.isfinite(relative):
+        return UNKNOWN
+    return f"{100 * relative:+.0f}%" if relative < 9 else f"{number(1 + relative)}x"
 
 
 def short_role(name: str) -> str:

@@ -69,6 +69,9 @@ def test_shares_are_percentages(part: float | None, text: str) -> None:
 
 def test_changes_carry_their_sign() -> None:
     assert (fmt.change(0.12), fmt.change(-0.731), fmt.change(None)) == ("+12%", "-73%", "-")
+    assert (fmt.change(8.99), fmt.change(50.2), fmt.change(5066.79), fmt.change(2e7)) == (
+        "+899%", "51.2x", "5068x", "2.0e7x"
+    )  # fmt: skip
 
 
 def test_roles_lose_their_suffix_but_never_become_empty() -> None:

@@ -22,12 +22,14 @@ from awq_tui.machine import Gpu, Machine, Memory, host_memory, parse_gpu
 from awq_tui.screens.choose import ChooseScreen
 from awq_tui.screens.error import ErrorModal
 from awq_tui.screens.help import HelpScreen
+from awq_tui.screens.inspect import InspectScreen
 from awq_tui.screens.jump import JumpScreen
 from awq_tui.screens.models import ModelsScreen
 from awq_tui.screens.run import RunScreen
 from awq_tui.screens.runs import RunsScreen
 from awq_tui.screens.too_small import TooSmallScreen
 from awq_tui.settings import load_settings, settings_path
+from awq_tui.widgets.layer_table import LayerTable
 from awq_tui.widgets.top_bar import describe_machine
 from tests.tui.hosting import DEADLINE, SIZES, screen_text, until
 from tests.tui.recorded_run import append, block, new_run, opening, recorded_run
@@ -380,3 +382,19 @@ def test_quitting_does_not_wait_for_a_slow_hub() -> None:
 def test_main_returns_the_code_of_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AwqApp, "run", lambda app: app.exit(return_code=130))
     assert app_module.main() == 130
+
+
+async def test_tables_take_the_colours_of_a_new_theme() -> None:
+    run = recorded_run(home())
+    app = AwqApp()
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        app.open_inspect(run)
+        await until(pilot, lambda: isinstance(app.screen, InspectScreen) and app.screen.rows)
+        table = app.screen.query_one(LayerTable)
+
+        def colours() -> set[str]:
+            return {str(cell.style) for cell in table.get_column("loss_ratio") if cell.style}
+
+        before = colours()
+        app.theme = "awq-light"
+        await until(pilot, lambda: before and colours().isdisjoint(before))
