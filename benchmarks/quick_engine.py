@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from awq_engine import block_rounding, clip_search, error_feedback, scale_search, two_sided_feedback, worker
+from awq_engine import clip_search, error_feedback, linear_rounding, scale_search, two_sided_feedback, worker
 from awq_engine.quantize import round_to_grid
 from awq_engine.statistics import InputStatistics
 
@@ -56,15 +56,15 @@ def shorten() -> None:
         return self.rounded.copy_(self.errors)
 
     tiles.round = last_waves  # type: ignore[method-assign]
-    both = block_rounding.round_with_two_sided_feedback_
+    both = linear_rounding.round_with_two_sided_feedback_
 
     def on_the_grid(weight, statistics, grams, qparams, spec) -> torch.Tensor:  # type: ignore[no-untyped-def]
         both(weight, statistics, grams, qparams, spec)
-        for rows in block_rounding.row_slices(weight):
+        for rows in linear_rounding.row_slices(weight):
             weight[rows] = round_to_grid(weight[rows], qparams.of(rows), spec)
         return weight
 
-    block_rounding.round_with_two_sided_feedback_ = on_the_grid
+    linear_rounding.round_with_two_sided_feedback_ = on_the_grid
 
 
 def trace(path: Path) -> None:

@@ -28,8 +28,8 @@ from awq_engine.folds import (
 )
 from awq_engine.histogram import histogram, scale_statistics
 from awq_engine.readers import find_readers, norms_before
-from awq_engine.scale_search import ScaleChoice, choose_scale
-from awq_engine.statistics import InputStatistics, collect_output_statistics
+from awq_engine.scale_search import ScaleChoice, ScaleSearch, choose_scale, choose_scales
+from awq_engine.statistics import InputStatistics, Moments, ReadOutputs
 
 INVARIANCE_TOLERANCE = 1e-4
 """Allowed change of the block's update by a fold, relative RMS; float32 noise is about 1e-6."""
@@ -76,10 +76,15 @@ def _fold_alike(
 ) -> None:
     """Choose the scale of each of these folds and apply them together."""
     scales: list[torch.Tensor] = []
-    for fold, stats in zip(folds, statistics, strict=True):
+    searches = (
+        ScaleSearch(
+            fold, [bench.originals[f"{name}.weight"] for name in fold.consumers], stats,
+            [job.specs[name] for name in fold.consumers],
+        )
+        for fold, stats in zip(folds, statistics, strict=True)
+    )  # fmt: skip
+    for fold, choice in zip(folds, choose_scales(searches, len(folds), job.workers), strict=True):
         job.emit(e.FoldTested(job.index, fold.producer, list(fold.consumers), True, error, ""))
-        weights = [bench.originals[f"{name}.weight"] for name in fold.consumers]
-        choice = choose_scale(fold, weights, stats, [job.specs[name] for name in fold.consumers])
         job.emit(_scale_event(job, fold, choice))
         scales.append(choice.channel_scale)
         bench.alphas |= dict.fromkeys(fold.consumers, choice.alpha)
@@ -92,9 +97,11 @@ def _fold_shared_norm(job: BlockJob, bench: Bench, sites: list[Family], family: 
     """Fold one scale into a norm that feeds several sites, or a site and modules that stay in floats (routers)."""
     for fold in _shared_norms(job, sites, family[0]):
         norm = job.block.get_submodule(fold.producer)
-        moments = collect_output_statistics(norm, fold.width, job.run_through, job.inputs.token_weights)
+        outputs = job.passes().add_up(ReadOutputs(fold.producer), Moments())
+        moments = outputs.means(fold.width, next(norm.parameters()).device)
         sample = _sampled_rows(bench, fold.consumers)
-        choice = choose_scale(fold, sample, moments, [job.specs[name] for name in fold.consumers])
+        specs = [job.specs[name] for name in fold.consumers]
+        choice = choose_scale(ScaleSearch(fold, sample, moments, specs), job.workers)
         job.emit(e.FoldTested(job.index, fold.producer, list(fold.consumers), True, 0.0, ""))
         job.emit(_scale_event(job, fold, choice))
         if _apply_folds(job, bench, [fold], [choice.channel_scale]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,11 +12,13 @@ from awq_engine.capture import BlockInputs
 from awq_engine.folds import Fold, InputGroup
 from awq_engine.journal import EventSink
 from awq_engine.originals import Originals
+from awq_engine.passes import Passes
 from awq_engine.recipe import Recipe
 from awq_engine.sensitivity import OutputGrams, Sensitivity
 from awq_engine.spec import QuantSpec
 from awq_engine.spill import Batches
-from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_engine.statistics import InputStatistics, Moments, MomentsByName, ReadInputs
+from awq_engine.workers import Workers
 from awq_kernels.int_weight import IntWeight
 
 
@@ -45,6 +47,7 @@ class BlockJob:
     emit: EventSink
     checkpoint_cancel: Callable[[], None]
     """Raises when the run is to stop; called between steps."""
+    workers: Workers
 
     def linear(self, name: str) -> nn.Linear:
         """One of the block's linears, by its name inside the block."""
@@ -60,19 +63,24 @@ class BlockJob:
         """All that later blocks get from this one on the probe, as one vector."""
         return self.probe.handed_on(self.block, self.index)
 
-    def run_through(self) -> None:
-        """Send all calibration tokens through the block as it is now."""
-        for _ in self.inputs.outputs(self.block, self.index):
-            pass
+    def passes(self, originals: Originals | None = None) -> Passes:
+        """All calibration tokens through the block as it is now and, given its `originals`, as it was."""
+        original = None if originals is None else self.original
+        return Passes(self.workers, self.block, self.index, self.inputs, original, originals)
 
-    def collect(
-        self, groups: Sequence[InputGroup], run: Callable[[], None] | None = None
-    ) -> dict[str, InputStatistics]:
-        """Statistics of what the groups read now, by their first linear; `run` sends all calibration tokens through."""
+    def collect(self, groups: Sequence[InputGroup]) -> dict[str, InputStatistics]:
+        """Statistics of what the groups read now, by their first linear."""
         firsts = [group.consumers[0] for group in groups]
-        linears = [self.linear(name) for name in firsts]
-        found = collect_statistics(linears, run or self.run_through, self.inputs.token_weights)
-        return dict(zip(firsts, found, strict=True))
+        return self.statistics(self.passes().add_up(ReadInputs(firsts), MomentsByName()), firsts)
+
+    def statistics(self, moments: MomentsByName, names: Iterable[str]) -> dict[str, InputStatistics]:
+        """The statistics of some linears, by name."""
+        return {name: self.statistics_of(moments.found.get(name, Moments()), name) for name in names}
+
+    def statistics_of(self, moments: Moments, name: str) -> InputStatistics:
+        """The statistics of what one linear was called with."""
+        linear = self.linear(name)
+        return moments.means(linear.in_features, linear.weight.device)
 
 
 @dataclass
@@ -101,6 +109,8 @@ class Bench:
     """By linear: what its output rows were divided by, [out]."""
     output_grams: OutputGrams | None = None
     """Moments of the gradients at the linears' original outputs; only for `best`."""
+    calls: dict[str, int] = field(default_factory=dict)
+    """By the first linear of a group: how often a pass calls it."""
     alphas: dict[str, float] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
 

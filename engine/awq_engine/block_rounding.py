@@ -6,34 +6,22 @@ everything rounded before to be seen.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from awq_engine import events as e
 from awq_engine.block_job import Bench, BlockJob, ones
-from awq_engine.clip_search import choose_clip
-from awq_engine.drift import Projection, as_they_are, collect_drift, correct_drift
-from awq_engine.error_feedback import round_with_feedback_
+from awq_engine.drift import Pairs, Projection, ReadPairs, as_they_are
 from awq_engine.experts import ExpertLinear, expert_linears
 from awq_engine.families import Family, few_tokens, settle_few, stand_in
 from awq_engine.folds import InputGroup
-from awq_engine.quantize import (
-    QParams,
-    choose_qparams,
-    group_ranges,
-    round_to_grid,
-    round_to_nearest,
-    row_slices,
-    to_int_weight,
-)
+from awq_engine.linear_rounding import LinearJob, round_linears
+from awq_engine.quantize import row_slices
 from awq_engine.rounded import Rounded
-from awq_engine.routing import collect_expert_drift
-from awq_engine.spec import QuantSpec
-from awq_engine.statistics import InputStatistics, Tap
-from awq_engine.two_sided_feedback import round_with_two_sided_feedback_
-from awq_kernels.int_weight import IntWeight
+from awq_engine.routing import ExpertPairs, ReadExpertPairs
+from awq_engine.statistics import InputStatistics, Moments, ReadOnlyInput
 
 
 def round_groups(
@@ -50,13 +38,32 @@ def round_groups(
     _warn_of_few(job, groups, found, experts)
     statistics = settle_few(groups, found, experts)
     del found
-    for group in groups:
-        stats, cross = statistics.pop(0), crosses.pop(0)  # nothing is kept of a group that is done
-        for name in group.consumers:
+
+    def linears() -> Iterator[list[LinearJob]]:
+        for group in groups:
+            stats, cross = statistics.pop(0), crosses.pop(0)  # nothing is kept of a group that is done
+            if bench.output_grams and group.consumers[0] in experts and few_tokens(stats):
+                bench.output_grams.drop(group.consumers)  # as few gradients say as little
             job.checkpoint_cancel()
-            if bench.output_grams and name in experts and few_tokens(stats):
-                bench.output_grams.drop(name)  # as few gradients say as little
-            rounded.add(name, _round_linear(job, bench, name, stats, cross))
+            jobs = (_linear_job(job, bench, name, stats, cross) for name in group.consumers)
+            yield from ([each] for each in jobs) if len(groups) == 1 else [list(jobs)]
+
+    for results in job.workers.map(round_linears, linears()):
+        for result in results:
+            job.emit(result.event)
+            rounded.add(result.event.name, result.weight)
+
+
+def _linear_job(
+    job: BlockJob, bench: Bench, name: str, stats: InputStatistics, cross: torch.Tensor | None
+) -> LinearJob:
+    present = job.linear(name).weight.data
+    units = bench.rows.get(name, ones(present[:, 0]))
+    return LinearJob(
+        job.index, name, job.specs[name], job.recipe, present, bench.originals[f"{name}.weight"],
+        bench.columns.get(name, ones(present[0])), units, stats, cross, _folded_grams(bench, name, units),
+        bench.alphas.get(name),
+    )  # fmt: skip
 
 
 def _scaled(bench: Bench, first: str, held: dict[str, InputStatistics]) -> InputStatistics | None:
@@ -75,15 +82,15 @@ def _observe(
     if len(known) == len(groups):
         return known, [None] * len(groups)
     if not job.recipe.drift or job.original is None:
-        return _present_statistics(job, groups), [None] * len(groups)
-    firsts = {group.consumers[0]: job.linear(group.consumers[0]) for group in groups}
-    projections = [_projection(job, bench, group) for group in groups]
-    streams = (job.inputs, job.original, job.index)
-    if len(groups) > 1 or next(iter(firsts)) in expert_linears(job.block):
-        found, crosses = collect_expert_drift(job.block, bench.originals, firsts, *streams, projections)
-        return found, [None if few_tokens(stats) else cross for stats, cross in zip(found, crosses, strict=True)]
-    (linear,) = firsts.values()
-    statistics, cross = collect_drift(job.block, bench.originals, linear, *streams, projections[0])
+        return _present_statistics(job, bench, groups), [None] * len(groups)
+    projections = {group.consumers[0]: _projection(job, bench, group) for group in groups}
+    passes, first = job.passes(bench.originals), groups[0].consumers[0]
+    if len(groups) > 1 or first in expert_linears(job.block):
+        pairs = passes.add_up(ReadExpertPairs(projections), ExpertPairs())
+        means = [pairs.means(name, job.linear(name)) for name in projections]
+        return [s for s, _ in means], [None if few_tokens(s) else cross for s, cross in means]
+    read = ReadPairs(first, bench.calls.get(first, 0), projections[first])
+    statistics, cross = passes.add_up(read, Pairs()).means(job.linear(first))
     return [statistics], [cross]
 
 
@@ -92,14 +99,19 @@ def _projection(job: BlockJob, bench: Bench, group: InputGroup) -> Projection:
     name, *others = group.consumers
     if others or job.linear(name).out_features >= group.in_features:
         return as_they_are
-    return lambda x: _original_outputs(bench, name, x)
+    return _OriginalOutputs(bench.originals[f"{name}.weight"], bench.rows.get(name))
 
 
-def _original_outputs(bench: Bench, name: str, x: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class _OriginalOutputs:
     """What the original linear makes of x, float32 [tokens, in], in the units of its present outputs: [tokens, out]."""
-    weight = bench.originals[f"{name}.weight"]
-    outputs = torch.cat([x @ weight[rows].float().T for rows in row_slices(weight)], -1)
-    return outputs.div_(bench.rows[name]) if name in bench.rows else outputs
+
+    weight: torch.Tensor
+    units: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = torch.cat([x @ self.weight[rows].float().T for rows in row_slices(self.weight)], -1)
+        return outputs if self.units is None else outputs.div_(self.units)
 
 
 def _warn_of_few(
@@ -121,82 +133,13 @@ def _warn_of_few(
     )
 
 
-def _present_statistics(job: BlockJob, groups: Family) -> list[InputStatistics]:
+def _present_statistics(job: BlockJob, bench: Bench, groups: Family) -> list[InputStatistics]:
     """Of what the groups read in the block as it is now; for one group, passes go no further than it."""
-    first, *others = groups
-    if others:
+    first = groups[0].consumers[0]
+    if len(groups) > 1 or first in expert_linears(job.block):
         return list(job.collect(groups).values())
-    tap = Tap(job.linear(first.consumers[0]))
-
-    def forward() -> None:
-        for batch in range(len(job.inputs)):
-            tap.read(lambda batch=batch: job.inputs.output(job.block, job.index, batch))
-
-    return list(job.collect(groups, forward).values())
-
-
-def _round_linear(
-    job: BlockJob, bench: Bench, name: str, stats: InputStatistics, cross: torch.Tensor | None
-) -> IntWeight:
-    """Round one linear and report every step's loss.
-
-    Args:
-        stats: of the linear's present inputs (folded).
-        cross: E[p(x) x'^T] where drift is to be corrected.
-    """
-    started = time.perf_counter()
-    linear, spec, kept = job.linear(name), job.specs[name], bench.originals[f"{name}.weight"]
-    folded = linear.weight.data
-    columns, units = bench.columns.get(name, ones(folded[0])), bench.rows.get(name, ones(folded[:, 0]))
-    pieces = list(row_slices(folded))
-    target = folded.clone() if cross is None else correct_drift(folded, stats, _wanted(cross, kept, units))
-
-    def loss(rounded: Callable[[slice], torch.Tensor]) -> float:
-        return stats.output_mse((rounded(rows) - folded[rows]) * units[rows, None] for rows in pieces)
-
-    losses = {"rounding": stats.output_mse(_rounding_error(kept[rows], spec) * columns for rows in pieces)}
-    qparams, clipped = choose_qparams(*group_ranges(target, spec), spec), 0.0
-    if job.recipe.scales:
-        losses["scale"] = loss(lambda rows: round_to_nearest(folded[rows], spec))
-    if job.recipe.clips:
-        qparams, clipped = choose_clip(target, stats, spec)
-        losses["clip"] = loss(lambda rows: round_to_grid(target[rows], qparams.of(rows), spec))
-    if job.recipe.feedback:
-        _feed_back_(target, stats, _folded_grams(bench, name, units), qparams, spec)
-        losses["feedback"] = loss(lambda rows: target[rows])
-    else:
-        for rows in pieces:
-            target[rows] = round_to_grid(target[rows], qparams.of(rows), spec)
-    plain_mse = _mean_square(_rounding_error(kept[rows], spec) for rows in pieces)
-    final_mse = _mean_square((target[rows] - folded[rows]) * units[rows, None] / columns for rows in pieces)
-    job.emit(
-        e.LinearQuantized(
-            job.index, name, linear.out_features, linear.in_features, losses, plain_mse, final_mse, clipped,
-            time.perf_counter() - started, bench.alphas.get(name), stats.n_tokens,
-        )
-    )  # fmt: skip
-    return to_int_weight(target, qparams, spec)
-
-
-def _wanted(cross: torch.Tensor, kept: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """E[o x'^T], float32 [out, in], from E[p(x) x'^T]: o = W x are the original outputs in the present units."""
-    if len(cross) < cross.shape[1]:
-        return cross
-    wanted = torch.empty(kept.shape, device=cross.device)
-    for rows in row_slices(kept):
-        torch.mm(kept[rows].float() / units[rows, None], cross, out=wanted[rows])
-    return wanted
-
-
-def _rounding_error(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """What plain rounding does to some rows, float32."""
-    rows = rows.float()
-    return round_to_nearest(rows, spec).sub_(rows)
-
-
-def _mean_square(pieces: Iterable[torch.Tensor]) -> float:
-    """Of all numbers in rows of one weight, taken piece by piece."""
-    return float(torch.cat([piece.square().mean(1) for piece in pieces]).mean())
+    moments = job.passes().add_up(ReadOnlyInput(first, bench.calls.get(first, 0)), Moments())
+    return [job.statistics_of(moments, first)]
 
 
 def _folded_grams(bench: Bench, name: str, rows: torch.Tensor) -> list[torch.Tensor] | None:
@@ -206,13 +149,3 @@ def _folded_grams(bench: Bench, name: str, rows: torch.Tensor) -> list[torch.Ten
     grams = bench.output_grams.get(name, rows.device)
     blocks = rows.split([len(gram) for gram in grams])
     return [gram * block[:, None] * block for gram, block in zip(grams, blocks, strict=True)]
-
-
-def _feed_back_(
-    target: torch.Tensor, stats: InputStatistics, grams: list[torch.Tensor] | None, qparams: QParams, spec: QuantSpec
-) -> None:
-    """Round `target` in its place."""
-    if grams is None:
-        round_with_feedback_(target, stats, qparams, spec)
-    else:
-        round_with_two_sided_feedback_(target, stats, grams, qparams, spec)

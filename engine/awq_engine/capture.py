@@ -116,6 +116,13 @@ class BlockInputs:
         """The weights of the batch that `outputs` runs now, float32 [batch, seq]."""
         return None if self.weights is None else self.weights[self._running]
 
+    def alone(self, index: int, batch: int) -> BlockInputs:
+        """One batch at block `index` without the others; shares memory."""
+        weights = None if self.weights is None else [self.weights[batch]]
+        handover = None if self.handover is None else Handover([self.handover.entering(index, batch)], index)
+        calls = [[self.calls[index][batch]]] * (index + 1)
+        return BlockInputs([self.hidden[batch]], calls, self.device, weights, handover)
+
     def advance(self, block: nn.Module, index: int) -> None:
         """Replace the hidden states by the block's outputs."""
         for batch in range(len(self)):

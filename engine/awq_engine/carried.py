@@ -65,9 +65,9 @@ class Carried:
 class Handover:
     """What passes from block to block in one stream, batch by batch."""
 
-    def __init__(self, first: list[Carried]) -> None:
-        """`first` is what enters the first block, by batch."""
-        self._index = 0
+    def __init__(self, first: list[Carried], index: int = 0) -> None:
+        """`first` is what enters block `index`, by batch."""
+        self._index = index
         self._entering = first
         self._leaving: list[Carried | None] = [None] * len(first)
 
@@ -82,6 +82,10 @@ class Handover:
             self._leaving = [None] * len(self._entering)
             self._index = index
         return self._entering[batch].copy()
+
+    def left(self, batch: int) -> Carried | None:
+        """What the present block left; None before it ran."""
+        return self._leaving[batch]
 
     def leave(self, batch: int, carried: Carried, final: bool) -> None:
         """Keep what the block left, if it is its first run on the batch or the final one."""

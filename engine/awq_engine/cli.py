@@ -141,6 +141,16 @@ def _add_quantize(commands: Commands) -> None:
         "--max-memory", metavar="SIZE", help="host memory to stay under, such as 4GB (default: what is free)"
     )
     _add_device(parser)
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of each process (default: all, shared out)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N",
+        help="processes that share the work, each on a GPU of its own where there are several (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on", default="", metavar="ADDRESS", help="let a Ray cluster do the work, such as ray://host:10001"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--detach", action="store_true", help="print the run id and return at once")

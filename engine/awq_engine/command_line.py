@@ -23,6 +23,9 @@ def command(config: RunConfig) -> str:
         ("--device", "device"),
         ("--seed", "seed"),
         ("--max-memory", "max_memory"),
+        ("--threads", "threads"),
+        ("--workers", "workers"),
+        ("--on", "on"),
     ):
         if getattr(config, field) != getattr(defaults, field):
             words += [flag, str(getattr(config, field))]
@@ -39,7 +42,7 @@ def shared_command(config: RunConfig, model: str) -> str:
     """The same for other people's machines: `model` as they know it, files by their names, no place for the output."""
     shared = dataclasses.replace(
         config, model=model, output="", calibration=shared_calibration(config.calibration),
-        device="auto", max_memory=0, overwrite=False,
+        device="auto", max_memory=0, overwrite=False, threads=0, workers=1, on="",
     )  # fmt: skip
     return command(shared)
 

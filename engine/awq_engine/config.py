@@ -77,7 +77,13 @@ class RunConfig:
     max_memory: int = 0
     """Bytes of host memory to stay under, with hidden states on disk if need be; 0: what is free. Changes no output."""
     threads: int = 0
-    """CPU threads; 0 means all. Recorded because sums in another order are other bits."""
+    """CPU threads of each process; 0 shares all out. Recorded because sums in another order are other bits."""
+    workers: int = 1
+    """Processes that share the work, each with `threads` threads, on its own GPU where there are several. Changes no
+    output."""
+    on: str = ""
+    """Address of a Ray cluster that does the work, such as ray://host:10001; on as many of its processes as `workers`,
+    or, with one, as there is room for. Changes no output."""
     overrides: tuple[str, ...] = ()
     """Exceptions for single linears, as `overrides.py` reads them; the last one that fits a linear decides."""
 
@@ -102,6 +108,10 @@ class RunConfig:
             raise UsageError(f"The seed must be at least 0 and below 2**63, not {self.seed}.")
         if self.threads < 0:
             raise UsageError("The number of threads cannot be negative.")
+        if self.on and "://" not in self.on and self.on not in ("auto", "local"):
+            raise UsageError(f"'{self.on}' is no address of a Ray cluster; it looks like ray://host:10001.")
+        if self.workers < 1:
+            raise UsageError(f"The number of worker processes must be at least 1, not {self.workers}.")
         if not 0 <= self.target_bpw < float("inf"):
             raise UsageError(f"A target of {self.target_bpw} bits per weight is not possible; choose one above 0.")
         for override in map(parse_override, self.overrides):

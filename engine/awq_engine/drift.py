@@ -12,15 +12,15 @@ channel cannot buy the correction of quiet ones.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from awq_engine.capture import BlockInputs
 from awq_engine.cholesky import damped_factor, solve
-from awq_engine.originals import Originals
+from awq_engine.passes import Batch
 from awq_engine.quantize import row_slices
-from awq_engine.statistics import Accumulator, InputStatistics, Tap, weigh
+from awq_engine.statistics import InputStatistics, Moments, add_product, added, read_input, weigh
 
 RIDGE = 0.1
 
@@ -50,27 +50,52 @@ def correct_drift(present: torch.Tensor, statistics: InputStatistics, wanted: to
     return missing.add_(present)
 
 
-def collect_drift(
-    block: nn.Module, originals: Originals, linear: nn.Linear, inputs: BlockInputs, original: BlockInputs, index: int,
-    projection: Projection = as_they_are,
-) -> tuple[InputStatistics, torch.Tensor | None]:  # fmt: skip
-    """What `linear` reads in `block` on `inputs`, x', and E[p(x) x'^T] with x what it reads in the original block.
+@dataclass
+class Pairs:
+    """What a linear reads, x', and its products with what it originally read, x."""
 
-    Batches in which a router sends it other tokens than before have no pairs to compare; None when that is all of them.
-    """
-    moments = Accumulator(linear.in_features, linear.weight.device, inputs.token_weights)
-    total: torch.Tensor | None = None
-    weight = 0.0
-    present, before = Tap(linear), Tap(linear)
-    for batch in range(len(inputs)):
-        x = present.read(lambda batch=batch: inputs.output(block, index, batch))
-        moments.add(x)
-        with originals.computing():
-            y = before.read(lambda batch=batch: original.output(block, index, batch))
-        if len(x) == len(y) > 0:
-            weighted, sum_of_weights = weigh(x, inputs.token_weights())
-            y = projection(y)
-            total = y.T @ weighted if total is None else total.addmm_(y.T, weighted)
-            weight += sum_of_weights
-    statistics = moments.result()
-    return statistics, total.div_(weight or 1.0) if total is not None and statistics.n_tokens else None
+    moments: Moments = field(default_factory=Moments)
+    cross: torch.Tensor | None = None
+    weight: float = 0.0
+    """Of the tokens in `cross`."""
+
+    def add(
+        self, x: torch.Tensor, before: torch.Tensor | None, projection: Projection, weights: torch.Tensor | None
+    ) -> None:
+        """Take in x' and x, float32 [tokens, in] each.
+
+        Batches in which a router sends it other tokens than before have no pairs to compare.
+        """
+        self.moments.add(x, weights)
+        if before is not None and len(x) == len(before) > 0:
+            weighted, weight = weigh(x, weights)
+            self.cross = add_product(self.cross, projection(before), weighted)
+            self.weight += weight
+
+    def merge(self, other: Pairs) -> None:
+        self.moments.merge(other.moments)
+        self.cross = added(self.cross, other.cross)
+        self.weight += other.weight
+
+    def means(self, linear: nn.Linear) -> tuple[InputStatistics, torch.Tensor | None]:
+        """The statistics of x', and E[p(x) x'^T]; None when there were no pairs."""
+        statistics = self.moments.means(linear.in_features, linear.weight.device)
+        if self.cross is None or not statistics.n_tokens:
+            return statistics, None
+        return statistics, self.cross.to(linear.weight.device).div_(self.weight or 1.0)
+
+
+@dataclass(frozen=True)
+class ReadPairs:
+    """Takes in what one linear reads now and what it originally read, in passes that go no further."""
+
+    name: str
+    calls: int
+    """In a pass."""
+    projection: Projection = as_they_are
+
+    def __call__(self, batch: Batch, sums: Pairs) -> None:
+        linear = batch.linear(self.name)
+        x = read_input(linear, batch.output, self.calls)
+        before = read_input(linear, batch.original_output, self.calls)
+        sums.add(x, before, self.projection, batch.token_weights())

@@ -50,6 +50,7 @@ from awq_engine.size_target import meet_target
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.spill import NewBatches
 from awq_engine.streams import BatchSize, Streams, hidden_store
+from awq_engine.workers import ALONE, Workers, hired
 
 PROBE_TOKENS = 64
 """Length of the sequence on which folds are probed and the output is verified."""
@@ -77,7 +78,8 @@ def execute(run: Run, emit: EventSink) -> None:
         met = meet_target(run, config, skeleton, calibration.ids, progress, lambda text: emit(e.Warned(text)))
         plan = make_plan(met, skeleton)
         _announce(plan, emit)
-    probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights)
+    with hired(config, skeleton.device, lambda text: emit(e.Warned(text))) as workers:
+        probe = quantize_blocks(run, plan, skeleton, calibration.ids, emit, calibration.weights, workers)
     write_output(run, plan, skeleton, probe, calibration.ids[:1, :PROBE_TOKENS], emit)
 
 
@@ -88,8 +90,9 @@ def _announce(plan: Plan, emit: EventSink) -> None:
 
 
 def quantize_blocks(
-    run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink, weights: torch.Tensor | None = None
-) -> BlockInputs:
+    run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, emit: EventSink, weights: torch.Tensor | None = None,
+    workers: Workers = ALONE,
+) -> BlockInputs:  # fmt: skip
     """Quantize every block, and the head, that is not done yet; return the probe as it leaves the last block.
 
     `ids` is int64 [samples, seq_len]; `weights`, float32 of the same shape, is what each token counts.
@@ -100,7 +103,7 @@ def quantize_blocks(
     sizes = BatchSize(run, plan, ids)
     while True:
         try:
-            return _quantize_in_batches(run, plan, skeleton, ids, weights, sizes.now, emit)
+            return _quantize_in_batches(run, plan, skeleton, ids, weights, sizes.now, emit, workers)
         except torch.OutOfMemoryError:  # of a GPU; on the host there is no such moment to step back
             if not sizes.halve():
                 raise
@@ -111,14 +114,14 @@ def quantize_blocks(
 
 def _quantize_in_batches(
     run: Run, plan: Plan, skeleton: Skeleton, ids: torch.Tensor, weights: torch.Tensor | None, batch_size: int,
-    emit: EventSink,
+    emit: EventSink, workers: Workers,
 ) -> BlockInputs:  # fmt: skip
     progress = throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total)))
     store = hidden_store(plan.config, run.path, plan.forecast, lambda message: emit(e.Warned(message)))
     inputs = capture_inputs(skeleton, ids.split(batch_size), progress, store)
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
-    streams = Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]))
+    streams = Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]), workers)
     sensitivity = _measure_sensitivity(run, skeleton, ids, inputs.store, emit) if recipe.sensitivity else None
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
@@ -188,7 +191,7 @@ def _block_job(
         original=streams.original, sensitivity=sensitivity, probe=streams.probe, recipe=streams.recipe,
         seed=plan.config.seed,
         head_dim=value_dim(block, skeleton.model.config), stored_dtype=stored_dtype, emit=emit,
-        checkpoint_cancel=run.raise_if_cancelled,
+        checkpoint_cancel=run.raise_if_cancelled, workers=streams.workers,
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ columns, weighing outputs by the gradients of the model's prediction (sensitivit
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -27,11 +28,12 @@ from awq_engine.block_rounding import round_groups
 from awq_engine.families import Family, families, held_at_once
 from awq_engine.folds import InputGroup, input_groups
 from awq_engine.originals import Originals
+from awq_engine.passes import Batch, Passes
 from awq_engine.quantize import round_to_nearest, row_slices
 from awq_engine.recipe import Recipe
 from awq_engine.rounded import Rounded
 from awq_engine.spill import Batches, copied
-from awq_engine.statistics import InputStatistics
+from awq_engine.statistics import InputStatistics, MomentsByName, ReadInputs
 from awq_engine.uncalled import read_past_module, uncalled
 
 CHECK_TOKENS = 4096
@@ -48,7 +50,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     sites += _alone(job, uncalled(job.specs, [group for family in sites for group in family]))
     if job.sensitivity is not None:
         bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
-    statistics, targets = _observe(job, [group for family in sites for group in next(held_at_once(family))])
+    statistics, targets = _observe(job, bench, [group for family in sites for group in next(held_at_once(family))])
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
     if job.recipe.scales:
         fold_sites(job, bench, sites, statistics)
@@ -68,20 +70,43 @@ def quantize_block(job: BlockJob) -> BlockResult:
         return BlockResult(rounded.weights, _changed_parameters(job, bench), targets, loss_rounding, loss_final)
 
 
-def _observe(job: BlockJob, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], Batches]:
+@dataclass
+class _Seen:
+    """What a pass through the original block shows."""
+
+    moments: MomentsByName = field(default_factory=MomentsByName)
+    outputs: Batches = field(default_factory=list)
+
+    def merge(self, other: _Seen) -> None:
+        self.moments.merge(other.moments)
+        for output in other.outputs:
+            self.outputs.append(output)
+
+
+@dataclass(frozen=True)
+class _See:
+    """Takes in what some linears read, and what the block gives out for the leading batches."""
+
+    linears: Sequence[str]
+    batches: int
+
+    def __call__(self, batch: Batch, seen: _Seen) -> None:
+        output = ReadInputs(self.linears)(batch, seen.moments)
+        if batch.number < self.batches:
+            seen.outputs.append(output)
+
+
+def _observe(job: BlockJob, bench: Bench, groups: list[InputGroup]) -> tuple[dict[str, InputStatistics], Batches]:
     """What the groups read in the original block, by their first linear, and of its outputs as many as will be read."""
-    outputs = job.inputs.store()
-    enough = len(job.inputs.first(CHECK_TOKENS)) if job.recipe.sequential else len(job.inputs)
-
-    def forward() -> None:
-        for output in job.inputs.outputs(job.block, job.index):
-            if job.original is None and len(outputs) < enough:
-                outputs.append(output)
-
-    statistics = job.collect(groups, forward)
+    firsts = [group.consumers[0] for group in groups]
+    batches = len(job.inputs.first(CHECK_TOKENS)) if job.recipe.sequential else len(job.inputs)
+    see = _See(firsts, 0 if job.original is not None else batches)
+    seen = job.passes().add_up(see, _Seen(outputs=job.inputs.store()))
+    bench.calls |= {name: moments.calls // len(job.inputs) for name, moments in seen.moments.found.items()}
     if job.original is not None:
-        outputs = copied(job.original.outputs(job.block, job.index), job.inputs.store)
-    return statistics, outputs
+        outputs = Passes(job.workers, job.block, job.index, job.original).outputs()
+        seen.outputs = copied(outputs, job.inputs.store)
+    return job.statistics(seen.moments, firsts), seen.outputs
 
 
 def _leave_in_floats(job: BlockJob, originals: Originals) -> BlockJob:

@@ -33,7 +33,7 @@ from awq_engine.recipe import Recipe
 from awq_engine.runs import Run
 from awq_engine.skeleton import Skeleton
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import Accumulator, InputStatistics, weigh
+from awq_engine.statistics import InputStatistics, Moments, weigh
 from awq_engine.streams import Streams
 from awq_kernels.int_weight import IntWeight
 
@@ -121,19 +121,21 @@ def quantize_head(
 def collect_head_statistics(skeleton: Skeleton, streams: Streams, ids: torch.Tensor, width: int) -> HeadStatistics:
     """Moments of what the head reads, vectors of `width`, on all calibration tokens, batch by batch."""
     inputs, original = streams.inputs, streams.original
-    moments = Accumulator(width, skeleton.device, inputs.token_weights)
+    moments = Moments()
     cross, own = (torch.zeros(width, width, device=skeleton.device) for _ in range(2))
     with loaded_tail(skeleton, ids) as read:
         for batch, tokens in enumerate(ids.split(len(inputs.hidden[0]))):
             x = read(tokens, inputs.read(batch))
-            moments.add(x)
+            moments.add(x, inputs.token_weights())
             if original is not None:
                 drift = x - read(tokens, original.hidden[batch])
                 weighted, _ = weigh(drift, inputs.token_weights())
                 cross.addmm_(weighted.T, x)
                 own.addmm_(weighted.T, drift)
     total = moments.total or 1.0
-    return HeadStatistics(moments.result(), None if original is None else (cross.div_(total), own.div_(total)))
+    return HeadStatistics(
+        moments.means(width, skeleton.device), None if original is None else (cross.div_(total), own.div_(total))
+    )
 
 
 def round_rows(

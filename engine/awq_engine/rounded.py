@@ -7,12 +7,28 @@ made just before the linear runs and dropped right after: a block half done cost
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Self
 
 from torch import nn
 
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
+
+
+@dataclass(frozen=True)
+class _Floats:
+    """Of one linear; hooks that another process can be sent."""
+
+    parameter: nn.Parameter
+    weight: IntWeight
+
+    def fill(self, module: nn.Module, _: object) -> None:
+        if module.weight is self.parameter:  # and not an original in its place
+            self.parameter.data = dequantize(self.weight)
+
+    def drop(self, *_: object) -> None:
+        self.parameter.data = self.parameter.data.new_empty(0)
 
 
 class Rounded:
@@ -36,19 +52,11 @@ class Rounded:
     def add(self, name: str, weight: IntWeight) -> None:
         """Let the linear `name` compute with `weight` from now on."""
         linear = self._block.get_submodule(name)
-        parameter = linear.get_parameter("weight")
-
-        def fill(module: nn.Module, _: object) -> None:
-            if module.weight is parameter:  # and not an original in its place
-                parameter.data = dequantize(weight)
-
-        def drop(*_: object) -> None:
-            parameter.data = parameter.data.new_empty(0)
-
-        drop()
+        floats = _Floats(linear.get_parameter("weight"), weight)
+        floats.drop()
         self.weights[name] = weight
-        self._hooks.callback(linear.register_forward_pre_hook(fill).remove)
-        self._hooks.callback(linear.register_forward_hook(drop).remove)
+        self._hooks.callback(linear.register_forward_pre_hook(floats.fill).remove)
+        self._hooks.callback(linear.register_forward_hook(floats.drop).remove)
 
     def fill(self) -> None:
         """Give all of them floats, to keep."""

@@ -11,57 +11,55 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from awq_engine.capture import BlockInputs
-from awq_engine.drift import Projection
+from awq_engine.drift import Pairs, Projection
 from awq_engine.experts import expert_linears
-from awq_engine.originals import Originals
-from awq_engine.statistics import Accumulator, InputStatistics, weigh
+from awq_engine.passes import Batch
+from awq_engine.statistics import InputStatistics
 
 
-def collect_expert_drift(
-    block: nn.Module,
-    originals: Originals,
-    linears: Mapping[str, nn.Linear],
-    inputs: BlockInputs,
-    original: BlockInputs,
-    index: int,
-    projections: Sequence[Projection],
-) -> tuple[list[InputStatistics], list[torch.Tensor | None]]:
-    """What each of `linears`, by name in the block, reads now, x', and E[p(x) x'^T] with x what it read originally.
+@dataclass
+class ExpertPairs:
+    """Of several experts' linears, by name."""
 
-    No pairs for a linear without tokens, or whose tokens cannot be told (they come sorted, without their numbers).
-    """
-    names = list(linears)
-    routing = _Routing(block, names)
-    moments = [Accumulator(each.in_features, each.weight.device, inputs.token_weights) for each in linears.values()]
-    totals: list[torch.Tensor | None] = [None] * len(names)
-    weights = [0.0] * len(names)
-    for batch in range(len(inputs)):
+    found: dict[str, Pairs] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    """Those whose tokens cannot be told: they come sorted, without their numbers."""
+
+    def merge(self, other: ExpertPairs) -> None:
+        for name, pairs in other.found.items():
+            self.found.setdefault(name, Pairs()).merge(pairs)
+        self.unknown |= other.unknown
+
+    def means(self, name: str, linear: nn.Linear) -> tuple[InputStatistics, torch.Tensor | None]:
+        """The statistics of what a linear reads, and E[p(x) x'^T] where there are pairs."""
+        statistics, cross = self.found.get(name, Pairs()).means(linear)
+        return statistics, None if name in self.unknown else cross
+
+
+@dataclass(frozen=True)
+class ReadExpertPairs:
+    """Takes in what linears of experts read now, and what the original would have given them of the same tokens."""
+
+    projections: Mapping[str, Projection]
+    """By linear."""
+
+    def __call__(self, batch: Batch, sums: ExpertPairs) -> None:
+        names = list(self.projections)
+        routing = _Routing(batch.block, names)
         with routing.noted():
-            present = _read(block, names, lambda batch=batch: inputs.output(block, index, batch))
-        with originals.computing(), routing.given_back():
-            before = _read(block, names, lambda batch=batch: original.output(block, index, batch))
-        for i, (x, old) in enumerate(zip(present, before, strict=True)):
-            if x is None:
-                continue
-            moments[i].add(x)
-            if old is None or len(x) != len(old):
-                continue
-            weighted, weight = weigh(x, inputs.token_weights())
-            total, old = totals[i], projections[i](old)
-            totals[i] = old.T @ weighted if total is None else total.addmm_(old.T, weighted)
-            weights[i] += weight
-    known = [name not in routing.unknown for name in names]
-    crosses = [
-        total.div_(weight or 1.0) if told and total is not None else None
-        for total, weight, told in zip(totals, weights, known, strict=True)
-    ]
-    return [each.result() for each in moments], crosses
+            present = _read(batch.block, names, batch.output)
+        with routing.given_back():
+            before = _read(batch.block, names, batch.original_output)
+        for name, x, old in zip(names, present, before, strict=True):
+            if x is not None:
+                sums.found.setdefault(name, Pairs()).add(x, old, self.projections[name], batch.token_weights())
+        sums.unknown |= routing.unknown
 
 
 def _read(block: nn.Module, names: Sequence[str], run: Callable[[], object]) -> list[torch.Tensor | None]:

@@ -12,7 +12,7 @@ has no identity, and can be forced into a scale worse than none).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from awq_engine.folds import Fold
 from awq_engine.quantize import ELEMENTS, round_to_nearest, row_slices
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics
+from awq_engine.workers import ALONE, Workers
 
 N_GRID = 20
 DEAD_CHANNEL = 1e-3
@@ -45,35 +46,42 @@ class ScaleChoice:
     loss_after: float
 
 
-def choose_scale(
-    fold: Fold, weights: list[torch.Tensor], statistics: InputStatistics, specs: list[QuantSpec]
-) -> ScaleChoice:
-    """Pick the channel scale that changes the consumers' outputs least once they are rounded.
+@dataclass(frozen=True)
+class ScaleSearch:
+    """A fold whose channel scale is wanted."""
 
-    Args:
-        weights: the consumers' weights, [out_i, in_features] of any float dtype.
-        statistics: of the tensor they all read.
-        specs: how finely each of them will be rounded.
-    """
-    parts = list(_parts(weights, specs))
+    fold: Fold
+    weights: list[torch.Tensor]
+    """The consumers' weights, [out_i, in_features] of any float dtype."""
+    statistics: InputStatistics
+    """Of the tensor they all read."""
+    specs: list[QuantSpec]
+    """How finely each of them will be rounded."""
+
+
+def choose_scales(searches: Iterable[ScaleSearch], count: int, workers: Workers) -> Iterator[ScaleChoice]:
+    """The scales of `count` folds, in order: some folds at a time, or for a single one some grid points."""
+    if count == 1:
+        return (choose_scale(search, workers) for search in searches)
+    return workers.map(choose_scale, searches)
+
+
+def choose_scale(search: ScaleSearch, workers: Workers = ALONE) -> ScaleChoice:
+    """Pick the channel scale that changes the consumers' outputs least once they are rounded."""
+    fold, statistics = search.fold, search.statistics
+    parts = list(_parts(search.weights, search.specs))
     act_mean = fold.reduce(statistics.act_mean).clamp(min=float(statistics.act_mean.mean()) * DEAD_CHANNEL)
     w_mean = fold.reduce(relative_magnitude(parts))
-    identity = torch.ones_like(act_mean)
-    loss_before = best_loss = _loss(parts, identity, fold, statistics)
-    best, best_alpha, best_duo = identity, 0.0, False
-    curve: list[list[float]] = []
-    for step in range(N_GRID + 1):
-        alpha = step / N_GRID
-        losses = []
-        for duo in (False, True):
-            scale = candidate_scale(act_mean, w_mean, alpha, duo)
-            scale = torch.exp2(scale.log2().round()) if fold.powers_of_two else scale
-            loss = loss_before if step == 0 and not duo else _loss(parts, scale, fold, statistics)
-            losses.append(loss)
-            if math.isfinite(loss) and loss < best_loss:
-                best, best_loss, best_alpha, best_duo = scale, loss, alpha, duo
-        curve.append([alpha, min(losses)])
-    return ScaleChoice(best, best_alpha, best_duo, curve, loss_before, best_loss)
+    grid = [(step / N_GRID, duo) for step in range(N_GRID + 1) for duo in (False, True)]
+    scales = [candidate_scale(act_mean, w_mean, alpha, duo) for alpha, duo in grid]
+    scales = [torch.exp2(scale.log2().round()) if fold.powers_of_two else scale for scale in scales]
+    scales[0] = torch.ones_like(act_mean)  # alpha 0 of the plain form is the identity
+    losses = list(workers.map(_Loss(parts, fold, statistics), scales))
+    loss_before = losses[0]
+    best = min(range(len(grid)), key=lambda point: losses[point] if math.isfinite(losses[point]) else math.inf)
+    best = best if losses[best] < loss_before else 0
+    curve = [[alpha, min(losses[point : point + 2])] for point, (alpha, duo) in enumerate(grid) if not duo]
+    return ScaleChoice(scales[best], *grid[best], curve, loss_before, losses[best])
 
 
 def candidate_scale(act_mean: torch.Tensor, w_mean: torch.Tensor, alpha: float, duo: bool) -> torch.Tensor:
@@ -107,8 +115,16 @@ def _parts(weights: list[torch.Tensor], specs: list[QuantSpec]) -> Iterator[_Par
             yield from ((spec, weight[rows]) for rows in row_slices(weight))
 
 
-def _loss(parts: list[_Part], scale: torch.Tensor, fold: Fold, statistics: InputStatistics) -> float:
-    columns = fold.expand(scale)
-    return statistics.output_mse(
-        round_to_nearest(weight * columns, spec).div_(columns).sub_(weight) for spec, weight in parts
-    )
+@dataclass(frozen=True)
+class _Loss:
+    """Of a scale: MSE summed over the consumers' outputs."""
+
+    parts: list[_Part]
+    fold: Fold
+    statistics: InputStatistics
+
+    def __call__(self, scale: torch.Tensor) -> float:
+        columns = self.fold.expand(scale)
+        return self.statistics.output_mse(
+            round_to_nearest(weight * columns, spec).div_(columns).sub_(weight) for spec, weight in self.parts
+        )

@@ -13,7 +13,7 @@ time, and wait on disk until their block's turn comes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,10 @@ class OutputGrams:
     def get(self, name: str, device: torch.device) -> list[torch.Tensor]:
         return [self._stored[place].to(device) for place in self._places[name]]
 
-    def drop(self, name: str) -> None:
-        """Forget one linear's."""
-        self._places.pop(name, None)
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget some linears'."""
+        for name in names:
+            self._places.pop(name, None)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ so after one pass over the tokens no grid point needs a forward pass. Means are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from awq_engine.capture import PassStoppedError
+from awq_engine.passes import Batch
+from awq_engine.quantize import row_slices
 
 
 @dataclass
@@ -45,14 +48,6 @@ class InputStatistics:
         return float(torch.stack(sums).sum() / n_rows)
 
 
-TokenWeights = Callable[[], torch.Tensor | None]
-"""The weights of the tokens that run now, float32 [batch, seq]; None when all count the same."""
-
-
-def unweighted() -> None:
-    """All tokens count the same."""
-
-
 def weigh(rows: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, float]:
     """Each of `rows` [n, in] times its token's weight, and the sum of these weights.
 
@@ -65,93 +60,139 @@ def weigh(rows: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tenso
     return rows * weights, float(weights.sum())
 
 
-class Accumulator:
-    """Sums the moments of what one linear is called with."""
+def add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`total` plus left^T right, float32 [n, m] of [tokens, n] and [tokens, m]; None counts as zeros.
 
-    def __init__(self, in_features: int, device: torch.device, weights: TokenWeights) -> None:
-        self.gram = torch.zeros(in_features, in_features, device=device)
-        self.absolute = torch.zeros(in_features, device=device)
-        self.weights = weights
-        self.total = 0.0
-        self.n_tokens = 0
+    The product is made before it is added, so that it is the same numbers wherever it is made.
+    """
+    if total is None:
+        total = left.new_zeros(left.shape[1], right.shape[1])
+    for rows in row_slices(total):
+        total[rows] += left[:, rows].T @ right
+    return total
 
-    def hook(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.add(inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float())
 
-    def add(self, x: torch.Tensor) -> None:
-        """Take in `x`, float32 [tokens, in]."""
-        weighted, weight = weigh(x, self.weights())
-        self.gram.addmm_(weighted.T, x)
-        self.absolute += weighted.abs().sum(0)
+def added(total: torch.Tensor | None, part: torch.Tensor | None) -> torch.Tensor | None:
+    """The sum, in the place of `total`; None counts as zeros."""
+    if total is None or part is None:
+        return part if total is None else total
+    return total.add_(part)
+
+
+@dataclass
+class Moments:
+    """Sums over what one linear is called with."""
+
+    gram: torch.Tensor | None = None
+    absolute: torch.Tensor | None = None
+    total: float = 0.0
+    """Of the tokens' weights."""
+    n_tokens: int = 0
+    calls: int = 0
+
+    def add(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take in `x`, float32 [tokens, in], with the weights of the batch's tokens, float32 [batch, seq]."""
+        weighted, weight = weigh(x, weights)
+        self.gram = add_product(self.gram, weighted, x)
+        self.absolute = added(self.absolute, weighted.abs().sum(0))
         self.total += weight
         self.n_tokens += int(x.any(-1).sum())  # an expert may be called with zeros in the place of others' tokens
+        self.calls += 1
 
-    def result(self) -> InputStatistics:
-        if not self.n_tokens:  # nothing is known of the inputs: every channel counts alike
-            return InputStatistics(torch.eye(len(self.gram), device=self.gram.device), self.absolute + 1, 0)
+    def merge(self, other: Moments) -> None:
+        """Add what another one has taken in."""
+        self.gram, self.absolute = added(self.gram, other.gram), added(self.absolute, other.absolute)
+        self.total += other.total
+        self.n_tokens += other.n_tokens
+        self.calls += other.calls
+
+    def means(self, width: int, device: torch.device) -> InputStatistics:
+        """The statistics of vectors of `width` numbers, on `device`."""
+        if not self.n_tokens or self.gram is None or self.absolute is None:  # nothing known: every channel counts alike
+            return InputStatistics(torch.eye(width, device=device), torch.ones(width, device=device), 0)
         total = self.total or 1.0
-        return InputStatistics(self.gram.div_(total), self.absolute.div_(total), self.n_tokens)
+        gram, absolute = self.gram.to(device), self.absolute.to(device)
+        return InputStatistics(gram.div_(total), absolute.div_(total), self.n_tokens)
 
 
-def collect_output_statistics(
-    norm: nn.Module, width: int, forward: Callable[[], None], weights: TokenWeights = unweighted
-) -> InputStatistics:
-    """The statistics of what `norm` gives out, [..., width], while `forward` runs."""
-    accumulator = Accumulator(width, next(norm.parameters()).device, weights)
+@dataclass
+class MomentsByName:
+    """Of several linears."""
 
-    def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        accumulator.hook(module, (output,))
+    found: dict[str, Moments] = field(default_factory=dict)
 
-    handle = norm.register_forward_hook(hook)
-    try:
-        forward()
-    finally:
-        handle.remove()
-    return accumulator.result()
+    def merge(self, other: MomentsByName) -> None:
+        for name, moments in other.found.items():
+            self.found.setdefault(name, Moments()).merge(moments)
 
 
-def collect_statistics(
-    linears: Iterable[nn.Linear], forward: Callable[[], None], weights: TokenWeights = unweighted
-) -> list[InputStatistics]:
-    """Run `forward` once and return the input statistics of each of `linears`, in order."""
-    linears = list(linears)
-    accumulators = [Accumulator(linear.in_features, linear.weight.device, weights) for linear in linears]
-    handles = [
-        linear.register_forward_pre_hook(accumulator.hook)
-        for linear, accumulator in zip(linears, accumulators, strict=True)
-    ]
-    try:
-        forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [accumulator.result() for accumulator in accumulators]
+@dataclass(frozen=True)
+class ReadInputs:
+    """Takes in what some linears of a block are called with."""
+
+    names: Sequence[str]
+
+    def __call__(self, batch: Batch, sums: MomentsByName) -> torch.Tensor:
+        """The block's output."""
+        with contextlib.ExitStack() as stack:
+            for name in self.names:
+                hook = _hook(sums.found.setdefault(name, Moments()), batch)
+                handle = batch.block.get_submodule(name).register_forward_pre_hook(hook)
+                stack.callback(handle.remove)
+            return batch.output()
 
 
-class Tap:
-    """What one linear reads, pass by pass; a pass ends as soon as the linear has read all it will."""
+def _hook(moments: Moments, batch: Batch) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    return lambda _, args: moments.add(_rows(args[0]), batch.token_weights())
 
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
-        self._calls = 0
-        """How often a pass calls the linear: as often as the first did, which ran to its end."""
 
-    def read(self, run: Callable[[], object]) -> torch.Tensor:
-        """What the linear reads while `run` runs, float32 [tokens, in]."""
-        caught: list[torch.Tensor] = []
+@dataclass(frozen=True)
+class ReadOnlyInput:
+    """Takes in what one linear is called with, in passes that go no further."""
 
-        def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            caught.append(inputs[0].reshape(-1, inputs[0].shape[-1]).float())
-            if len(caught) == self._calls:
-                raise PassStoppedError
+    name: str
+    calls: int
+    """In a pass."""
 
-        handle = self._linear.register_forward_pre_hook(catch)
+    def __call__(self, batch: Batch, sums: Moments) -> None:
+        sums.add(read_input(batch.linear(self.name), batch.output, self.calls), batch.token_weights())
+
+
+@dataclass(frozen=True)
+class ReadOutputs:
+    """Takes in what one module gives out, [..., width]."""
+
+    name: str
+
+    def __call__(self, batch: Batch, sums: Moments) -> None:
+        def hook(_: nn.Module, __: object, output: torch.Tensor) -> None:
+            sums.add(_rows(output), batch.token_weights())
+
+        handle = batch.block.get_submodule(self.name).register_forward_hook(hook)
         try:
-            run()
-        except PassStoppedError:
-            pass
+            batch.output()
         finally:
             handle.remove()
-        self._calls = max(self._calls, len(caught))
-        nothing = torch.zeros(0, self._linear.in_features, device=self._linear.weight.device)
-        return torch.cat([nothing, *caught])
+
+
+def read_input(linear: nn.Linear, run: Callable[[], object], calls: int = 0) -> torch.Tensor:
+    """What `linear` is called with while `run` runs, float32 [tokens, in]; that many calls end it, 0 do not."""
+    caught: list[torch.Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        caught.append(_rows(args[0]))
+        if len(caught) == calls:
+            raise PassStoppedError
+
+    handle = linear.register_forward_pre_hook(catch)
+    try:
+        run()
+    except PassStoppedError:
+        pass
+    finally:
+        handle.remove()
+    return torch.cat([torch.zeros(0, linear.in_features, device=linear.weight.device), *caught])
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).float()

@@ -14,11 +14,13 @@ from awq_engine.disk import check_disk
 from awq_engine.estimate import Estimate
 from awq_engine.format import size
 from awq_engine.memory import available_bytes
+from awq_engine.passes import Passes
 from awq_engine.plan import Plan
 from awq_engine.recipe import Recipe
 from awq_engine.runs import Run
 from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
 from awq_engine.storage import write_atomically
+from awq_engine.workers import Workers
 
 BATCH_TOKENS = 4096
 BATCH_NUMBERS = 1 << 23
@@ -50,8 +52,9 @@ class BatchSize:
 class Streams:
     """Which hidden states there are depends on the recipe."""
 
-    def __init__(self, recipe: Recipe, inputs: BlockInputs, probe: BlockInputs) -> None:
+    def __init__(self, recipe: Recipe, inputs: BlockInputs, probe: BlockInputs, workers: Workers) -> None:
         self.recipe = recipe
+        self.workers = workers
         self.inputs = inputs
         """What blocks are calibrated on: of the original model, or of the quantized one (`recipe.sequential`)."""
         self.original: BlockInputs | None = None
@@ -64,7 +67,7 @@ class Streams:
     def advance(self, block: nn.Module, index: int, outputs: Batches) -> None:
         """Move on past a quantized `block`, given the original block's `outputs`."""
         if self.recipe.sequential:
-            self.inputs.advance(block, index)
+            Passes(self.workers, block, index, self.inputs).advance()
         if self.original is not None:
             self.original.hidden = outputs
         elif not self.recipe.sequential:
@@ -75,7 +78,9 @@ class Streams:
         """Move on past a block that is done: first as the original, then, after `install`, as quantized."""
         with torch.no_grad():
             source = self.original or (None if self.recipe.sequential else self.inputs)
-            outputs = [] if source is None else copied(source.outputs(block, index), source.store)
+            outputs = []
+            if source is not None:
+                outputs = copied(Passes(self.workers, block, index, source).outputs(), source.store)
             install()
             self.advance(block, index, outputs)
 

@@ -49,8 +49,8 @@ def _work(run: Run, emit: EventSink) -> int:
     from awq_engine.pausing import PausableRun
     from awq_engine.pipeline import execute
 
-    if threads := config.threads or stored_threads(run):
-        torch.set_num_threads(threads)
+    threads = config.threads or stored_threads(run) or max(1, torch.get_num_threads() // config.workers)
+    torch.set_num_threads(threads)
     execute(PausableRun(run.path, emit), emit)
     return ExitCode.OK
 

@@ -21,11 +21,13 @@ from awq_engine.events import Event, FoldTested, LinearQuantized, Verified, Warn
 from awq_engine.folds import Fold, FoldKind, divide_producer, scale_consumers
 from awq_engine.journal import Journal
 from awq_engine.originals import Originals
+from awq_engine.passes import Passes
 from awq_engine.pipeline import execute
 from awq_engine.readers import find_readers
-from awq_engine.routing import collect_expert_drift
+from awq_engine.routing import ExpertPairs, ReadExpertPairs
 from awq_engine.runs import create_run
 from awq_engine.skeleton import build_skeleton
+from awq_engine.workers import ALONE
 
 NORM = "post_attention_layernorm"
 EXPERTS, TOP_K = 4, 2
@@ -159,8 +161,9 @@ def test_drift_pairs_the_tokens_of_the_present_routing(tmp_path: Path):
         handle.remove()
         (x, picked, _), (old, other, _) = seen
         name = "mlp.experts.1.up_proj"
-        linears = {name: cast(nn.Linear, block.get_submodule(name))}
-        (read,), (found,) = collect_expert_drift(block, Originals(block), linears, present, original, 0, [as_they_are])
+        passes = Passes(ALONE, block, 0, present, original, Originals(block))
+        pairs = passes.add_up(ReadExpertPairs({name: as_they_are}), ExpertPairs())
+        read, found = pairs.means(name, cast(nn.Linear, block.get_submodule(name)))
         rows = (picked == 1).any(-1)
 
         assert not torch.equal(rows, (other == 1).any(-1))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from awq_engine.originals import Originals, narrowed
-from awq_engine.statistics import Tap, collect_statistics
+from awq_engine.statistics import read_input
 
 
 class Block(nn.Module):
@@ -67,35 +67,25 @@ def test_stopped_pass_leaves_no_trace(block: Block):
     """A pass that ends in the middle gives every module its present weights back."""
     x, originals = torch.randn(3, 8), Originals(block)
     block.first.weight.mul_(2)
-    changed, tap = block(x), Tap(block.second)
+    changed = block(x)
     for _ in range(2):
         with originals.computing():
-            tap.read(lambda: block(x))
+            read_input(block.second, lambda: block(x), 1)
 
     assert torch.equal(block(x), changed)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in block.modules())
 
 
-def test_tap_stops_when_all_is_read(block: Block):
-    """The first pass shows how often the linear is called; later ones end right there, and read the same."""
-    x, tap = torch.randn(3, 8), Tap(block.first)
-    reads = [tap.read(lambda: block(x)) for _ in range(3)]
+def test_pass_stops_when_all_is_read(block: Block):
+    """Where it is known how often the linear is called, the pass ends right there, and reads the same."""
+    x = torch.randn(3, 8)
+    reads = [read_input(block.first, lambda: block(x), calls) for calls in (0, 1, 1)]
 
     assert torch.equal(reads[0], block.norm(x))
     assert torch.equal(reads[0], reads[2])
     assert block.second_ran == 1
 
 
-def test_tap_on_what_never_runs_reads_nothing_where_the_linear_is():
+def test_what_never_runs_reads_nothing_where_the_linear_is():
     linear = nn.Linear(8, 4, device="meta")
-    assert Tap(linear).read(lambda: None).device == linear.weight.device
-
-
-def test_statistics_of_stopped_passes_are_those_of_whole_ones(block: Block):
-    """Nothing that the linear reads is lost by stopping."""
-    batches, tap = torch.randn(4, 3, 8), Tap(block.second)
-    (whole,) = collect_statistics([block.second], lambda: [block(x) for x in batches] and None)
-    (stopped,) = collect_statistics([block.second], lambda: [tap.read(lambda x=x: block(x)) for x in batches] and None)
-
-    assert torch.equal(whole.gram, stopped.gram)
-    assert whole.n_tokens == stopped.n_tokens
+    assert read_input(linear, lambda: None).device == linear.weight.device

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
-from awq_engine import block_folds, block_rounding
+from awq_engine import block_folds, linear_rounding
 from awq_engine.capture import BlockInputs
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Format, Method, Preset, RunConfig
@@ -327,7 +327,7 @@ def test_block_worse_than_rounding_falls_back(make_run: Callable[..., Run], monk
         low, high = group_ranges(weight, SPEC)
         return choose_qparams(low * 0.2, high * 0.2, SPEC), 1.0
 
-    monkeypatch.setattr(block_rounding, "choose_clip", far_too_much)
+    monkeypatch.setattr(linear_rounding, "choose_clip", far_too_much)
     run = make_run()
     finish(run)
     state = replay(run.records())

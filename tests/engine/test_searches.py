@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from awq_engine.cholesky import damped_factor
 from awq_engine.clip_search import choose_clip
@@ -12,9 +11,9 @@ from awq_engine.errors import BadInputError
 from awq_engine.folds import Fold, FoldKind
 from awq_engine.histogram import N_BINS, histogram, scale_statistics
 from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_grid, round_to_nearest
-from awq_engine.scale_search import choose_scale
+from awq_engine.scale_search import ScaleSearch, choose_scale
 from awq_engine.spec import QuantSpec
-from awq_engine.statistics import InputStatistics, collect_statistics
+from awq_engine.statistics import InputStatistics, Moments
 
 SPEC = QuantSpec(4, 32, False)
 OUT, IN = 24, 64
@@ -53,14 +52,12 @@ def test_gram_loss_is_the_output_error(inputs: torch.Tensor, weight: torch.Tenso
 
 
 def test_collected_statistics(inputs: torch.Tensor):
-    """Hooks sum over calls and over leading dimensions."""
-    linear = nn.Linear(IN, 4)
-
-    def forward() -> None:
-        linear(inputs[:100])
-        linear(inputs[100:].view(4, 103, IN))
-
-    (found,) = collect_statistics([linear], forward)
+    """Moments add up over calls, and over processes as over calls."""
+    moments, elsewhere = Moments(), Moments()
+    moments.add(inputs[:100])
+    elsewhere.add(inputs[100:])
+    moments.merge(elsewhere)
+    found = moments.means(IN, inputs.device)
 
     assert found.n_tokens == 512
     assert torch.allclose(found.gram, statistics(inputs).gram, rtol=1e-4, atol=1e-4)
@@ -70,7 +67,7 @@ def test_collected_statistics(inputs: torch.Tensor):
 def test_scale_search_protects_salient_channels(inputs: torch.Tensor, weight: torch.Tensor):
     """The chosen scale lifts the salient channels, and the loss it reports is the loss it makes."""
     fold = Fold("norm", ("linear",), FoldKind.NORM, IN)
-    choice = choose_scale(fold, [weight], statistics(inputs), [SPEC])
+    choice = choose_scale(ScaleSearch(fold, [weight], statistics(inputs), [SPEC]))
     rounded = round_to_nearest(weight * choice.channel_scale, SPEC) / choice.channel_scale
 
     assert choice.channel_scale[[5, 40]].min() > choice.channel_scale.median()
@@ -85,7 +82,8 @@ def test_identity_is_always_a_candidate(weight: torch.Tensor):
     """A weight that is on its grid already loses nothing, and the search leaves it alone."""
     exact = round_to_nearest(weight, SPEC)
     x = torch.randn(256, IN, generator=torch.Generator().manual_seed(5))
-    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [exact], statistics(x), [SPEC])
+    fold = Fold("norm", ("linear",), FoldKind.NORM, IN)
+    choice = choose_scale(ScaleSearch(fold, [exact], statistics(x), [SPEC]))
 
     assert choice.loss_after <= choice.loss_before
     assert choice.loss_before == pytest.approx(0, abs=1e-9)
@@ -95,7 +93,8 @@ def test_linears_that_share_a_scale_may_be_rounded_differently(inputs: torch.Ten
     """The loss is taken over the outputs of all of them, each rounded as it will be."""
     specs = [SPEC, QuantSpec(3, 16, True)]
     halves = [weight[: OUT // 2], weight[OUT // 2 :]]
-    choice = choose_scale(Fold("norm", ("a", "b"), FoldKind.NORM, IN), halves, statistics(inputs), specs)
+    fold = Fold("norm", ("a", "b"), FoldKind.NORM, IN)
+    choice = choose_scale(ScaleSearch(fold, halves, statistics(inputs), specs))
     s = choice.channel_scale
     rounded = torch.cat([round_to_nearest(half * s, spec) / s for half, spec in zip(halves, specs, strict=True)])
 
@@ -106,7 +105,8 @@ def test_linears_that_share_a_scale_may_be_rounded_differently(inputs: torch.Ten
 def test_dead_channels_do_not_break_the_search(inputs: torch.Tensor, weight: torch.Tensor):
     """Channels that are never active get a finite scale."""
     inputs[:, 10:20] = 0
-    choice = choose_scale(Fold("norm", ("linear",), FoldKind.NORM, IN), [weight], statistics(inputs), [SPEC])
+    fold = Fold("norm", ("linear",), FoldKind.NORM, IN)
+    choice = choose_scale(ScaleSearch(fold, [weight], statistics(inputs), [SPEC]))
 
     assert torch.isfinite(choice.channel_scale).all()
     assert (choice.channel_scale > 0).all()

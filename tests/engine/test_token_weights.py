@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from awq_engine.capture import BlockCall, BlockInputs
-from awq_engine.drift import collect_drift
+from awq_engine.drift import Pairs, ReadPairs
 from awq_engine.originals import Originals
-from awq_engine.statistics import InputStatistics, collect_statistics, weigh
+from awq_engine.passes import Passes
+from awq_engine.statistics import InputStatistics, Moments, MomentsByName, ReadInputs, weigh
+from awq_engine.workers import ALONE
 
 IN = 6
 WEIGHTS = [torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0]]), torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]])]
@@ -31,15 +33,8 @@ def spelled_out(hidden: list[torch.Tensor]) -> BlockInputs:
 
 
 def statistics(block: nn.Sequential, inputs: BlockInputs) -> InputStatistics:
-    linear = block.get_submodule("0")
-    assert isinstance(linear, nn.Linear)
-
-    def forward() -> None:
-        for _ in inputs.outputs(block, 0):
-            pass
-
-    (found,) = collect_statistics([linear], forward, inputs.token_weights)
-    return found
+    moments = Passes(ALONE, block, 0, inputs).add_up(ReadInputs(["0"]), MomentsByName())
+    return moments.found["0"].means(IN, torch.device("cpu"))
 
 
 def block(seed: int) -> nn.Sequential:
@@ -62,7 +57,7 @@ def test_weighted_cross_statistics_are_those_of_repeated_tokens() -> None:
     assert isinstance(second, nn.Linear)
     present.load_state_dict(block(0).state_dict())
     found, expected = (
-        collect_drift(present, originals, second, here, there, 0)[1]
+        Passes(ALONE, present, 0, here, there, originals).add_up(ReadPairs("2", 1), Pairs()).means(second)[1]
         for here, there in (
             (inputs_of(batches(1), WEIGHTS), inputs_of(before, WEIGHTS)),
             (spelled_out(batches(1)), spelled_out(before)),
@@ -79,12 +74,9 @@ def test_linear_called_twice_in_a_pass_weighs_its_tokens_both_times() -> None:
 
 def test_linear_behind_a_router_counts_its_tokens_alike() -> None:
     """Four of six tokens arrive: which weights they had is not known."""
-    linear, x = nn.Linear(IN, 2), batches(1)[0].reshape(-1, IN)[:4]
-
-    def forward() -> None:
-        linear(x)
-
-    (found,) = collect_statistics([linear], forward, lambda: WEIGHTS[0])
+    x, moments = batches(1)[0].reshape(-1, IN)[:4], Moments()
+    moments.add(x, WEIGHTS[0])
+    found = moments.means(IN, x.device)
     torch.testing.assert_close(found.gram, x.T @ x / 4)
 
 

@@ -72,7 +72,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
         calibration=absolute_mix(args.calibration), answer_only=args.answer_only, seq_len=args.seq_len,
         device=args.device, seed=args.seed, overwrite=args.overwrite, overrides=tuple(args.override),
         max_memory=parse_size(args.max_memory) if args.max_memory else 0, target_bpw=args.target_bpw,
-        lm_head=args.lm_head, **shape,
+        lm_head=args.lm_head, threads=args.threads, workers=args.workers, on=args.on, **shape,
     )  # fmt: skip
 
 
