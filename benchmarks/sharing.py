@@ -3,10 +3,10 @@
     python -m benchmarks.sharing [MODEL | SHAPE] [--blocks 2] [--samples 64] [--seq-len 512] [--preset balanced]
         [--workers 2] [--ray] [--work FOLDER]
 
-SHAPE is one of `benchmarks.synthetic.SHAPES`, written first with `--blocks` blocks; MODEL is a folder. Every process has
-one thread. The engine runs alone, then with so many processes, and with `--ray` on Ray clusters of 1 and of so many on
-this machine; the same bytes must come out every time before a figure is told. Seconds are those of the blocks, first to
-last, so the start of processes and the reading of text are not in them; `wall` has everything.
+SHAPE is one of `benchmarks.synthetic.SHAPES`, written first with `--blocks` blocks; MODEL is a folder. Every process
+has one thread. The engine runs alone, then with so many processes, and with `--ray` on Ray clusters of 1 and of so many
+on this machine; the same bytes must come out every time before a figure is told. Seconds are those of the blocks, first
+to last, so the start of processes and the reading of text are not in them; `wall` has everything.
 """
 
 from __future__ import annotations

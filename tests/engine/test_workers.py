@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_no_process_outlives_a_killed_engine(tmp_path: Path):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128,
 }  # fmt: skip
