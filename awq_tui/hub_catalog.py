@@ -71,7 +71,8 @@ _TEXT, _COUNT, _COUNTS = check_of(str), check_of(int | None), check_of(dict[str,
 
 
 def _is_described(tensor: Any) -> bool:
-    return _TEXT(tensor.dtype) and all(map(check_of(list[int]), (tensor.shape, list(tensor.data_offsets))))
+    offsets = list(tensor.data_offsets)
+    return _TEXT(tensor.dtype) and all(map(check_of(list[int]), (tensor.shape, offsets))) and len(offsets) == 2
 
 
 def _describe_hub(info: ModelInfo) -> Entry | None:

@@ -103,7 +103,7 @@ def _read(folder: Path) -> Download | None:
         state = Download(
             str(data["spec"]), int(data["done"]), int(data["total"]), bool(data["finished"]), str(data["error"])
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     going_on = is_locked(folder / LOCK) and not state.finished
     died = not going_on and not state.finished and not state.error

@@ -73,7 +73,7 @@ class InterruptedRunError(AwqError):
 
 _OUT_OF_MEMORY = (
     "not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory",
-    "resource temporarily unavailable",
+    "resource temporarily unavailable", "can't start new thread",
 )  # fmt: skip
 """What torch says in a RuntimeError, by platform and device, and a thread that has no room for its stack."""
 

@@ -32,6 +32,10 @@ from awq_engine.sources import Source, find_sources
 from awq_engine.tensor_files import open_tensors
 from awq_kernels.int_weight import IntWeight
 
+MOST_PARAMETERS = 100
+"""Of a model's modules, registered for every tensor stored; modules that are thrown away again count too."""
+MOST_LAYERS = 1 << 16
+
 
 @dataclass
 class Skeleton:
@@ -275,7 +279,7 @@ def build_skeleton(checkpoint: Checkpoint, device: str = "cpu") -> Skeleton:
     Raises `BadInputError` when transformers does not know the architecture, or no such list exists.
     """
     config = load_config(checkpoint)
-    with _parameters_on_meta():
+    with _parameters_on_meta(MOST_PARAMETERS * len(checkpoint.tensors)):
         try:
             model = build_empty(config)
         except Exception as error:
@@ -305,6 +309,7 @@ def _shared_by_blocks(model: PreTrainedModel, blocks_name: str) -> dict[str, str
 
 def load_config(checkpoint: Checkpoint) -> Any:
     """The transformers config of a checkpoint; remote code is never run."""
+    _refuse_endless(checkpoint.config, checkpoint.path)
     if "auto_map" in checkpoint.config and checkpoint.model_type not in _known_model_types():
         raise BadInputError(
             f"{checkpoint.path} needs its own Python code ('{checkpoint.model_type}'), which is never run; "
@@ -314,6 +319,15 @@ def load_config(checkpoint: Checkpoint) -> Any:
         return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {last_clause(error)}") from error
+
+
+def _refuse_endless(config: dict[str, Any], folder: Path) -> None:
+    """Numbers of layers of which transformers would make lists that fill the memory, while it reads the config."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _refuse_endless(value, folder)
+        elif "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise BadInputError(f"config.json in {folder} says that {key} is {str(value)[:20]}; no model has so many.")
 
 
 def _known_model_types() -> set[str]:
@@ -342,11 +356,16 @@ def _empty_parameter(module: nn.Module, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Inside, every new parameter lands on the meta device while buffers stay real."""
-    register = nn.Module.register_parameter
+def _parameters_on_meta(most: int) -> Iterator[None]:
+    """Inside, every new parameter lands on the meta device while buffers stay real.
+
+    After `most` of them no more are made: a config that says a billion layers would fill the memory with modules.
+    """
+    register, made = nn.Module.register_parameter, iter(range(most))
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if next(made, None) is None:
+            raise BadInputError(f"config.json describes more than {most} parameters, far more than there are tensors.")
         register(module, name, parameter)
         if parameter is not None:
             module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)

@@ -105,7 +105,7 @@ def write_shards(folder: Path, tensors: list[TensorInfo], progress: Callable[[in
             os.fsync(file.fileno())
         weight_map |= {tensor.name: name for tensor in shard}
     if len(shards) > 1:
-        _write_json(
+        write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
 
@@ -117,14 +117,14 @@ def write_side_files(
     for file in side_files(checkpoint.path):
         shutil.copyfile(file, folder / file.name)
     write_config(folder, checkpoint, quantization)
-    _write_json(folder / "quantization_report.json", report)
+    write_json(folder / "quantization_report.json", report)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_config(folder: Path, checkpoint: Checkpoint, quantization: dict[str, Any]) -> None:
     """The checkpoint's `config.json` with another `quantization_config`."""
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    _write_json(folder / "config.json", {**config, "quantization_config": quantization})
+    write_json(folder / "config.json", {**config, "quantization_config": quantization})
 
 
 def side_files(folder: Path) -> list[Path]:
@@ -191,8 +191,9 @@ def _copy_bytes(tensor: TensorInfo, target: Any) -> None:
             left -= len(chunk)
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """As people read it; half a character, which JSON can say and UTF-8 cannot, stays the escape that it was."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_file(path: Path) -> None:

@@ -80,7 +80,7 @@ def bad_files(bench: Bench, asked: Namespace) -> Tried:
             with _cut(file, kept):
                 code = engine(run)
             yield "truncated input", f"{file.name} at {kept}", _after_cut(bench, run, code)
-        for event in ("plan_ready", "block_finished"):
+        for event in ("calibration_ready", "block_finished"):  # what the run began with is known by then
             run = bench.new_run()
             with _cut(file, 0) as cut:
                 cut.undo()

@@ -24,8 +24,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from huggingface_hub import constants as hub
-
 from awq_engine.errors import AwqError
 from tests.fuzz.mutators import crossed
 from tests.fuzz.parsers import PARSERS, Parser
@@ -74,6 +72,7 @@ def fuzz(parser: Parser, inputs: int, seed: int, folder: Path) -> Tally:
         for data in corpus:
             defect = _attempt(parser, data, folder, written, tally, seconds=FIRST_SECONDS)
             assert defect is None, f"a good input of {parser.name}: {defect}"
+        assert tally.refused == 0, f"{tally.refused} good inputs of {parser.name} were refused"
         seen: set[tuple[CodeType, int]] = set()
         for _ in range(inputs):
             data = parser.mutate(rng.choice(corpus), rng)
@@ -135,6 +134,7 @@ def _place(error: BaseException) -> str:
 @contextlib.contextmanager
 def _limits(folder: Path) -> Iterator[list[str]]:
     """Inside, time and memory have ends, and paths opened for writing outside `folder` are listed."""
+    from huggingface_hub import constants as hub  # once awq_engine has turned its telemetry off
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise TooLong
@@ -188,14 +188,21 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if not _guards or (event != "open" and event not in CHANGES):
         return
     path, mode, flags = (*arguments, None, None)[:3] if event == "open" else (arguments[0], "w", 0)
+    others = () if event == "open" else arguments[1:]
     writes = isinstance(mode, str) and set(mode) & set("wax+")
     writes = writes or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))
     if not writes or not isinstance(path, str | bytes | os.PathLike):
         return
     folder, written = _guards[-1]
-    name = os.path.realpath(os.fsdecode(path))
+    name = os.path.realpath(Path(_opened(others)) / os.fsdecode(path))
     if not name.startswith((folder, "/dev/", "/proc/")) and "__pycache__" not in name:
         written.append(f"{event} {name}")
+
+
+def _opened(others: tuple[Any, ...]) -> str:
+    """The folder that a path is relative to: `shutil.rmtree` works with descriptors."""
+    descriptor = others[-1] if others and isinstance(others[-1], int) else -1
+    return f"/proc/self/fd/{descriptor}" if descriptor > 2 else ""
 
 
 @contextlib.contextmanager

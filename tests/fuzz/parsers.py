@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -396,8 +397,8 @@ def _read_report(file: Path) -> None:
 # --- what the app keeps -----------------------------------------------------------------------------------------------
 
 SETTINGS = {"theme": "awq-dark", "folders": ["~/models"], "section": "models"}
-RECIPES = {"mine": {"bits": 4, "group_size": 64, "preset": "fast", "method": "awq", "layout": "awq", "samples": 64,
-                    "text_source": "builtin", "overrides": "", "target_bpw": 0.0}}  # fmt: skip
+RECIPES = {"mine": {"bits": 4, "group_size": 64, "preset": "fast", "method": "awq", "layout": "awq", "samples": "64",
+                    "text_source": "builtin", "overrides": "", "target_bpw": ""}}  # fmt: skip
 CONFIG = b"""theme = "nord"
 notify = "bell"
 save_chats = true
@@ -495,12 +496,19 @@ def _words_typed(data: bytes, folder: Path) -> None:
     from awq_engine.hub_text import parse_hub_spec
     from awq_engine.models import parse_model
     from awq_engine.overrides import parse_override
+    from awq_engine.push import plan_push
     from awq_engine.text_sources import absolute_mix
     from awq_tui.catalog import default_roots
     from awq_tui.draft import Draft, TextSource, review
 
     text = data.decode("utf-8", "replace")
-    for read in (parse_override, parse_model, parse_hub_spec, absolute_mix):
+    for read in (
+        parse_override,
+        parse_model,
+        parse_hub_spec,
+        absolute_mix,
+        lambda repo: plan_push(folder, repo, private=True),
+    ):
         with contextlib.suppress(AwqError):
             read(text)
     for source in TextSource:
@@ -574,6 +582,39 @@ def _download(data: bytes, folder: Path) -> None:
     hub = HubId("org/tiny")
     with hub_errors(hub.repo):
         _check_files(hub, _files_to_fetch(hub))
+
+
+PUSHED = {
+    "create": {"url": "https://huggingface.co/org/new", "name": "org/new"},
+    "validate": {"errors": [], "warnings": []},
+    "preupload": {"files": [{"path": "README.md", "uploadMode": "regular", "shouldIgnore": False}]},
+    "commit": {"commitUrl": "https://huggingface.co/org/new/commit/" + COMMIT, "commitOid": COMMIT},
+}  # fmt: skip
+
+
+def _push(data: bytes, folder: Path) -> None:
+    """A commit of one small file, each question of it answered by a part of the input, or by all of it."""
+    import httpx2
+    import huggingface_hub
+
+    from awq_engine.push import CARD, PushPlan, push
+
+    try:
+        found = json.loads(data)
+        parts = {part: json.dumps(found[part]).encode() for part in PUSHED}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        parts = {}
+
+    def answer(request: Any) -> Any:
+        body = next((parts[part] for part in parts if part in request.url.path), data)
+        return httpx2.Response(200, content=body, headers={"Content-Type": "application/json"}, request=request)
+
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    os.environ["HF_TOKEN"] = "hf_of_nobody"
+    try:
+        push(PushPlan("org/new", folder, {CARD: 5}, (), "# New", True))
+    finally:
+        del os.environ["HF_TOKEN"]
 
 
 # --- quantized checkpoints --------------------------------------------------------------------------------------------
@@ -658,6 +699,56 @@ def _prepare_loaded(folder: Path) -> None:
     write_awq_folder(floats, folder / "model")
 
 
+def _prepare_exported(folder: Path) -> None:
+    from tests.engine.rounded_checkpoint import write_awq_folder, write_float_folder
+
+    floats = write_float_folder(
+        folder / "floats", num_hidden_layers=1, hidden_size=32, intermediate_size=64, vocab_size=2048,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    model = write_awq_folder(floats, folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(Path(str(MODEL)) / name, model / name)
+
+
+def _exported(name: str) -> Seeds:
+    return lambda folder: [(folder / "model" / name).read_bytes()]
+
+
+def _export(file: Path) -> None:
+    """For llama.cpp, for MLX, into another format, and what would go to the Hub."""
+    from awq_engine.convert import convert
+    from awq_engine.exports.gguf_file import export_gguf
+    from awq_engine.exports.mlx_folder import export_mlx
+    from awq_engine.push import plan_push
+
+    model, out = file.parent, file.parent.parent
+    refusals: list[AwqError] = []
+    for job in (
+        lambda: export_gguf(model, out / "model.gguf", overwrite=True, progress=_silent),
+        lambda: export_mlx(model, out / "mlx", overwrite=True, progress=_silent),
+        lambda: convert(model, out / "other", Format.COMPRESSED_TENSORS, overwrite=True, progress=_silent),
+        lambda: plan_push(model, "org/new", private=True).to_json(),
+    ):
+        try:
+            job()
+        except AwqError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _download_state() -> None:
+    from awq_engine.downloads import list_downloads
+
+    for download in list_downloads():
+        f"{download.spec[:9]} {download.done + download.total} {download.error[:9]}"
+
+
 PARSERS = (
     Parser("safetensors header", _headers, _saved("model.safetensors", read_header), mutate_header, share=4),
     Parser(
@@ -674,10 +765,10 @@ PARSERS = (
            prepare=_copy_demo, share=0.1, guided=False),
     Parser("chat template", _of(*(text.encode() for text in TEMPLATES)), _render, mutate_words(TEMPLATE_WORDS),
            share=1, guided=False),
-    Parser("text", _of(b"Once upon a time.\n\nThe end.", "ä".encode("utf-16")), _saved("a.txt", _documents(False)),
+    Parser("text", _of(b"Once upon a time.\n\nThe end.", "¡Qué día!".encode()), _saved("a.txt", _documents(False)),
            mutate_bytes),
     Parser("text in lines of JSON", _json_lines, _saved("a.jsonl", _documents(True)), mutate_lines),
-    Parser("text in JSON", _json_rows, _saved("a.json", _documents(True)), share=2),
+    Parser("text in JSON", _json_rows, _saved("a.json", _documents(False)), share=2),
     Parser("text in parquet", _parquets, _saved("a.parquet", _documents(False)), mutate_bytes, share=0.5, guided=False),
     Parser("run.json", _run_files, _saved("run.json", _read_run), share=2),
     Parser("journal", _journals, _saved("journal.jsonl", _read_journal), mutate_lines, _prepare_run, share=0.2),
@@ -701,6 +792,15 @@ PARSERS = (
     Parser("headers on the Hub", lambda folder: [_headers(folder)[1], *_of(HUB_MODEL)(folder)], _hub_header,
            mutate_header, share=0.1),
     Parser("listing on the Hub", _of({"info": HUB_MODEL, "tree": HUB_TREE}), _download, share=0.1),
+    Parser("replies to a push", _of(PUSHED), _push, share=0.2),
+    Parser("state of a download", _of({"spec": "org/tiny", "done": 5, "total": 10, "finished": False, "error": ""}),
+           _in_home("downloads/org--tiny/state.json", _download_state)),
+    Parser("exported config.json", _exported("config.json"), _saved("model/config.json", _export),
+           prepare=_prepare_exported, share=0.05, guided=False),
+    Parser("exported tokenizer.json", _exported("tokenizer.json"), _saved("model/tokenizer.json", _export),
+           prepare=_prepare_exported, share=0.03, guided=False),
+    Parser("exported weights", _exported("model.safetensors"), _saved("model/model.safetensors", _export),
+           mutate_header, _prepare_exported, share=0.1, guided=False),
     *(_with_tensors(layout) for layout in Format),
     *(_with_config(layout) for layout in Format),
     Parser("whole quantized model", lambda folder: [(folder / "model" / "model.safetensors").read_bytes()],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ from awq_engine.hub_errors import describe
 from awq_engine.models import parse_model
 from awq_engine.paths import typed_path
 from awq_engine.runs import Run
+from awq_engine.skeleton import build_skeleton
 from awq_engine.tensor_files import open_tensors
+from awq_engine.writer import write_json
 from awq_kernels.tuning import read_measured
+from tests.engine.rounded_checkpoint import edit_config, write_float_folder
 from tests.fuzz.parsers import PARSERS
 
 DEEP = b"[" * 5000 + b"]" * 5000
@@ -229,3 +234,68 @@ def test_nothing_is_told_to_the_hub_about_this_machine() -> None:
     environment = {key: value for key, value in os.environ.items() if "TELEMETRY" not in key}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def change_exported(folder: Path, name: str, change: Callable[[Any], object]) -> None:
+    """Give an export a model whose file `name` is changed."""
+    parser = next(parser for parser in PARSERS if parser.name == f"exported {name}")
+    parser.prepare(folder)
+    data = json.loads(parser.seeds(folder)[0])
+    change(data)
+    parser.parse(json.dumps(data).encode(), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": {}}, "is of type {}"),
+        ({"num_hidden_layers": 10**9}, "says 1000000000 layers, more than tensors"),
+        ({"num_hidden_layers": 10**30}, "is no size"),
+        ({"max_position_embeddings": float("inf")}, "is no size"),
+        ({"head_dim": float("inf")}, "is no size"),
+        ({"rms_norm_eps": "small"}, "is no number"),
+        ({"num_attention_heads": 5}, "says 5 heads"),
+        ({"rope_parameters": [1]}, "states its rotary embedding wrongly"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "states its rotary embedding wrongly"),
+    ],
+)  # fmt: skip
+def test_a_config_that_an_export_cannot_use(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=re.escape(words)):
+        change_exported(tmp_path, "config.json", lambda config: config.update(changes))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("layers", [3_000, 10**9, 10**400])
+def test_endless_layers_are_not_built(model_type: str, layers: int, tmp_path: Path) -> None:
+    """Qwen's config makes a list of them, Llama's model makes them."""
+    model = write_float_folder(tmp_path / "model")
+    edit_config(model, model_type=model_type, num_hidden_layers=layers)
+    with pytest.raises(BadInputError, match=r"no model has so many|far more than there are tensors"):
+        build_skeleton(read_checkpoint(model))
+
+
+def test_half_a_character_in_a_config_stays_an_escape(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"name": "\ud800 ä"})
+    text = (tmp_path / "config.json").read_bytes()
+    assert json.loads(text) == {"name": "\ud800 ä"}
+    assert "ä".encode() in text
+
+
+def test_a_token_that_is_no_text_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="a token is False"):
+        change_exported(tmp_path, "tokenizer.json", lambda found: found["added_tokens"][1].update(content=False))
+
+
+def test_an_infinite_download_is_not_listed(tmp_path: Path) -> None:
+    parse(
+        "state of a download", {"spec": "a", "done": 1, "total": float("inf"), "finished": False, "error": ""}, tmp_path
+    )
+
+
+def test_headers_on_the_hub_with_one_offset(tmp_path: Path) -> None:
+    parse("headers on the Hub", safetensors({"a": {"dtype": "F32", "shape": [], "data_offsets": [48]}}), tmp_path)
+
+
+def test_tool_calls_that_are_no_list(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="tool_calls are int, not a list"):
+        parse("text in JSON", {"messages": [{"role": "assistant", "content": None, "tool_calls": 2}]}, tmp_path)

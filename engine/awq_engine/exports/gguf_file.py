@@ -8,6 +8,7 @@ before it gets its name.
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from gguf import GGMLQuantizationType as Blocks
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from awq_engine.convert import Progress
 from awq_engine.disk import check_disk
-from awq_engine.errors import BadInputError, UsageError, VerificationError
+from awq_engine.errors import BadInputError, UsageError, VerificationError, last_clause
 from awq_engine.exports.exported import Exported
 from awq_engine.exports.gguf_blocks import blocks_for, fallback_for, pack, worst_error
 from awq_engine.exports.gguf_metadata import Family, Shape, add_metadata, family_of, read_shape, rope_factors
@@ -76,7 +77,8 @@ def export_gguf(source: Path, output: Path, *, overwrite: bool = False, progress
         try:
             add_metadata(writer, checkpoint.config, shape, source.resolve().name, model.n_vocab)
             add_tokenizer(writer, source, model.n_vocab)
-            _write(writer, tensors, progress)
+            _write_header(writer, tensors, source)
+            _write_tensors(writer, tensors, progress)
         finally:
             writer.close()
         _verify(model, file, tensors, progress)
@@ -103,6 +105,8 @@ class _Model:
         self.quantization = quantization
         self.family = family
         self.shape = shape
+        if shape.layers > len(checkpoint.tensors):
+            raise BadInputError(f"config.json in {checkpoint.path} says {shape.layers} layers, more than tensors.")
         self.names = gguf.get_tensor_name_map(family.arch, shape.layers)
         self.requantized: list[str] = []
         self.n_vocab = next(
@@ -174,10 +178,16 @@ class _Model:
         heads = {"q_proj": self.shape.heads, "k_proj": self.shape.kv_heads}.get(linear.rpartition(".")[2])
         if heads is None or not self.family.side_by_side:
             return None
+        if n_rows != heads * self.shape.head_dim:
+            raise BadInputError(
+                f"{linear} has {n_rows} outputs, where config.json in {self.checkpoint.path} says {heads} heads of "
+                f"{self.shape.head_dim}; download the model again."
+            )
         return torch.arange(n_rows).view(heads, 2, -1).transpose(1, 2).flatten()
 
 
-def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], progress: Progress) -> None:
+def _write_header(writer: gguf.GGUFWriter, tensors: list[_Tensor], source: Path) -> None:
+    """Everything but the tensors' bytes; `BadInputError` for metadata that the file cannot hold."""
     kinds = Counter(tensor.blocks.name for tensor in tensors if tensor.linear)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kinds.most_common(1)[0][0]}"])
     for tensor in tensors:
@@ -186,8 +196,15 @@ def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor], progress: Progress) 
         shape = (row,) if vector else (rows, row)
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), rows * row, raw_dtype=tensor.blocks)
     writer.write_header_to_file()
-    writer.write_kv_data_to_file()
+    try:
+        writer.write_kv_data_to_file()
+    except (struct.error, ValueError, TypeError) as error:
+        why = last_clause(error)
+        raise BadInputError(f"A value in the config or tokenizer of {source} fits into no GGUF file: {why}") from error
     writer.write_ti_data_to_file()
+
+
+def _write_tensors(writer: gguf.GGUFWriter, tensors: list[_Tensor], progress: Progress) -> None:
     for done, tensor in enumerate(tensors):
         progress("writing", done, len(tensors))
         writer.write_tensor_data(tensor.read())

@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 
 from awq_engine.errors import BadInputError
+from awq_engine.shapes import check_of
 
 Json = dict[str, Any]
 
@@ -56,31 +57,44 @@ class Shape:
 
 def family_of(config: Json, folder: Path) -> Family:
     """`BadInputError` for an architecture that cannot be written."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise BadInputError(f"{folder} is of type {model_type}; a GGUF file can be written for {', '.join(FAMILIES)}.")
     return FAMILIES[model_type]
 
 
 def read_shape(config: Json, folder: Path) -> Shape:
-    """`BadInputError` when a size is missing."""
+    """`BadInputError` when a size is missing, or none."""
     try:
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
+        heads = _size(config["num_attention_heads"])
+        hidden = _size(config["hidden_size"])
         return Shape(
-            hidden=hidden, layers=int(config["num_hidden_layers"]), intermediate=int(config["intermediate_size"]),
-            heads=heads, kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads), context=_context(config),
-            eps=float(config["rms_norm_eps"]),
+            hidden=hidden, layers=_size(config["num_hidden_layers"]), intermediate=_size(config["intermediate_size"]),
+            heads=heads, kv_heads=_size(config.get("num_key_value_heads") or heads),
+            head_dim=_size(config.get("head_dim") or hidden // heads), context=_context(config),
+            eps=_number(config["rms_norm_eps"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadInputError(f"config.json in {folder} lacks a size or states it wrongly ({error}).") from error
+
+
+def _size(value: Any) -> int:
+    if not check_of(int)(value) or not 0 < value < 1 << 31:
+        raise ValueError(f"{str(value)[:40]} is no size")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not check_of(float)(value) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]} is no number")
+    return float(value)
 
 
 def _context(config: Json) -> int:
     """Tokens; no more than the sliding window, which llama.cpp does not apply to these families."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return min(int(config["max_position_embeddings"]), int(window or 1 << 62))
+    context = _size(config["max_position_embeddings"])
+    return min(context, _size(window)) if window else context
 
 
 def add_metadata(writer: gguf.GGUFWriter, config: Json, shape: Shape, name: str, n_vocab: int) -> None:
@@ -100,10 +114,10 @@ def add_metadata(writer: gguf.GGUFWriter, config: Json, shape: Shape, name: str,
     writer.add_layer_norm_rms_eps(shape.eps)
     writer.add_rope_dimension_count(shape.head_dim)
     rope = _rope(config)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_rope_freq_base(rope["rope_theta"])
     if rope["type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["type"]))
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_factor(rope["factor"])
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(int(original))
 
@@ -117,20 +131,36 @@ def rope_factors(config: Json, shape: Shape) -> np.ndarray | None:
     rope = _rope(config)
     if rope["type"] != "llama3":
         return None
-    base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(rope["original_max_position_embeddings"])
-    wavelength = 2 * math.pi * base ** (np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim)
+    factor, low, high = (rope[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = rope["original_max_position_embeddings"]
+    wavelength = (
+        2 * math.pi * rope["rope_theta"] ** (np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim)
+    )
     keep = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 / (keep + (1 - keep) / factor)).astype(np.float32)
 
 
+_NEEDED = {
+    "default": (), "linear": ("factor",), "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""Rules of stretching positions -> the numbers that each needs."""
+
+
 def _rope(config: Json) -> Json:
-    """The rotary settings with their `type`, from where transformers 4 or 5 keeps them."""
+    """The rotary settings, numbers all, with their `type`, from where transformers 4 or 5 keeps them."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = found.get("rope_type") or found.get("type") or "default"
-    if kind not in ("default", "linear", "yarn", "llama3"):
+    try:
+        kind = str(found.get("rope_type") or found.get("type") or "default")
+        base = found.get("rope_theta") or config.get("rope_theta") or 10000.0
+        numbers = {"rope_theta": base, **{name: found[name] for name in _NEEDED.get(kind, ())}}
+        if original := found.get("original_max_position_embeddings"):
+            numbers["original_max_position_embeddings"] = _size(original)
+        settings = {name: _number(value) for name, value in numbers.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadInputError(f"config.json states its rotary embedding wrongly ({error}).") from error
+    if kind not in _NEEDED:
         raise BadInputError(
             f"The model scales its rotary embedding by the rule {kind}, which cannot be written as GGUF."
         )
-    return {**found, "type": kind}
+    return {**settings, "type": kind}

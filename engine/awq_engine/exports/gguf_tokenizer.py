@@ -76,13 +76,16 @@ def _tokens(found: Json, n_vocab: int) -> list[tuple[str, gguf.TokenType]]:
     model = found["model"]
     byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)} if model.get("byte_fallback") else set()
     for text, index in model["vocab"].items():
-        if index < n_vocab:
+        if 0 <= index < n_vocab:
             kind = gguf.TokenType.BYTE if text in byte_tokens else gguf.TokenType.NORMAL
             tokens[index] = (text, gguf.TokenType.UNKNOWN if text == model.get("unk_token") else kind)
     for added in found.get("added_tokens") or ():
-        if added["id"] < n_vocab and tokens[added["id"]][1] is not gguf.TokenType.UNKNOWN:
+        if 0 <= added["id"] < n_vocab and tokens[added["id"]][1] is not gguf.TokenType.UNKNOWN:
             kind = gguf.TokenType.CONTROL if added.get("special") else gguf.TokenType.USER_DEFINED
             tokens[added["id"]] = (added["content"], kind)
+    for text, _ in tokens:
+        if not isinstance(text, str):
+            raise ValueError(f"a token is {str(text)[:40]}")
     return tokens
 
 

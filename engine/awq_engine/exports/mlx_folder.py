@@ -13,7 +13,6 @@ for the linears that differ one by one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -32,7 +31,7 @@ from awq_engine.output import check_output
 from awq_engine.spec import QuantSpec
 from awq_engine.tensor_files import open_tensors
 from awq_engine.unpacked import read_weight
-from awq_engine.writer import publish, staging_folder, write_shards
+from awq_engine.writer import publish, staging_folder, write_json, write_shards
 from awq_kernels.int_weight import IntWeight
 
 GROUPS = (128, 64, 32)
@@ -108,7 +107,7 @@ def _write_config(folder: Path, checkpoint: Checkpoint, specs: dict[str, QuantSp
     }
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config = _positions(config) | config | {"quantization": stated, "quantization_config": stated}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
 
 
 def _positions(config: dict[str, Any]) -> dict[str, Any]:
