@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-GPU_QUERY = ("--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits")
+GPU_QUERY = ("--query-gpu=name,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 PROBE_SECONDS = 5.0
 """A driver that does not answer in this time is treated as absent."""
 
@@ -29,6 +29,8 @@ class Memory:
 class Gpu:
     name: str
     memory: Memory
+    busy: int | None = None
+    """Percent of the last moment in which it worked; None where the driver does not say."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ def probe_gpu() -> Gpu | None:
 
 
 def parse_gpu(output: str) -> Gpu | None:
-    """The first line of `nvidia-smi`'s CSV: name, used MiB, total MiB."""
+    """The first line of `nvidia-smi`'s CSV: name, percent busy, used MiB, total MiB."""
     try:
-        name, used, total = output.strip().splitlines()[0].rsplit(",", 2)
-        return Gpu(name.strip(), Memory(int(float(used)) << 20, int(float(total)) << 20))
+        name, busy, used, total = output.strip().splitlines()[0].rsplit(",", 3)
+        percent = int(busy) if busy.strip().isdecimal() else None
+        return Gpu(name.strip(), Memory(int(float(used)) << 20, int(float(total)) << 20), percent)
     except (IndexError, ValueError):
         return None

@@ -5,7 +5,7 @@ Everything that comes from outside (model names, messages, file names) passes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,9 @@ from awq_engine.sanitize import one_line
 from awq_engine.state import Phase, RunState
 from awq_tui.run_client import Snapshot
 from awq_tui.widgets.glyphs import Glyphs
+
+GAUGE = 8
+"""Bars of a gauge."""
 
 
 class Tone(StrEnum):
@@ -72,7 +75,7 @@ def phase_line(snapshot: Snapshot, chars: Glyphs) -> str:
 
 
 def times_line(snapshot: Snapshot, now: float, expected: float | None = None) -> str:
-    """`3:12 gone  4:51 left  peak 1.2 GB host`; the clock of a run without an engine stands still.
+    """`3:12 gone  4:51 left`; the clock of a run without an engine stands still.
 
     Until the first block is finished, `expected` seconds for all blocks say what is left.
     """
@@ -84,7 +87,7 @@ def times_line(snapshot: Snapshot, now: float, expected: float | None = None) ->
         worked = now - state.block_started if state.block_started else 0.0
         least = expected * (state.n_blocks - 1) / state.n_blocks
         parts.append(f"about {fmt.duration(max(least, expected - worked))} left")
-    return "  ".join([*parts, *_memory(state)])
+    return "  ".join(parts)
 
 
 def notes(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> list[Note]:
@@ -149,10 +152,22 @@ def _kept(state: RunState) -> str:
     return f"{blocks} kept."
 
 
-def _memory(state: RunState) -> list[str]:
-    """The highest use so far, as the engine measured it; before the first block, what was estimated."""
-    if not state.blocks:
-        return [f"about {fmt.size(state.plan.peak_host_bytes)} host"] if state.plan else []
-    host = max(block.peak_host_bytes for block in state.blocks.values())
-    device = max(block.peak_device_bytes for block in state.blocks.values())
-    return [f"peak {fmt.size(host)} host", *([f"{fmt.size(device)} device"] if device else [])]
+def memory_line(state: RunState, chars: Glyphs) -> str:
+    """`GPU 3.4/24.0 GB ▃▅▆  host 6.0/64.0 GB ▂▂▃`: what the engine holds, of what there is, and how it went lately.
+
+    Before the first linear is done, what was estimated.
+    """
+    if state.plan is None:
+        return ""
+    if not state.memory:
+        return f"about {fmt.size(state.plan.peak_host_bytes)} host"
+    host, device = zip(*state.memory, strict=True)
+    gauges = [_gauge("GPU", device, state.plan.device_total_bytes, chars)] if any(device) else []
+    return "  ".join([*gauges, _gauge("host", host, state.plan.host_total_bytes, chars)])
+
+
+def _gauge(name: str, held: Sequence[int], total: int, chars: Glyphs) -> str:
+    """The lowest bar is nothing, the highest all that there is, or the most that was held where that is unknown."""
+    whole = max(total, *held)
+    bars = "".join(chars.eighths[max(1, round(8 * part / whole))] for part in held[-GAUGE:])
+    return f"{name} {fmt.size_of(held[-1], total) if total else fmt.size(held[-1])} {bars}"

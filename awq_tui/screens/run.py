@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -25,7 +26,7 @@ from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
 from awq_tui.places import Place
 from awq_tui.run_client import Replay, RunClient, Snapshot, config_of, follow
-from awq_tui.run_words import notes, phase_line, times_line, title_line
+from awq_tui.run_words import memory_line, notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
 from awq_tui.screens.section import SectionScreen
@@ -171,7 +172,17 @@ class RunScreen(SectionScreen):
         phase, clock = phase_line(self.snapshot, self._glyphs), times_line(self.snapshot, now, self._expected)
         room = self.size.width - len(clock) - len(phase) - 12
         progress = bar(state.fraction(), min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1]), self._glyphs)
-        head = Content.assemble((title, "bold"), "\n", (f"{phase}  ", "$accent"), (progress, "$primary"), f"  {clock}")
+        gauges = memory_line(state, self._glyphs)
+        gap = max(2, self.size.width - 2 - cell_len(title) - cell_len(gauges))
+        head = Content.assemble(
+            (title, "bold"),
+            f"{'':{gap}}",
+            (gauges, "dim"),
+            "\n",
+            (f"{phase}  ", "$accent"),
+            (progress, "$primary"),
+            f"  {clock}",
+        )
         self.query_one("#run-head", Static).update(head, layout=False)
 
     def _show_layer(self) -> None:

@@ -9,7 +9,7 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
-from awq_engine.format import size
+from awq_engine.format import size_of
 from awq_engine.sanitize import plain
 from awq_tui.app import SECTIONS, AwqApp
 
@@ -76,13 +76,15 @@ class TopBar(Horizontal):
 
 
 def describe_machine(machine: Machine | None) -> str:
-    """`RTX 4090 21.3/24.0 GB · host 14/64 GB`, used of total."""
+    """`RTX 4090 87 % 21.3/24.0 GB · host 14/64 GB`, used of total."""
     if machine is None:
         return ""
     host = f"host {_pair(machine.host)}"
-    return f"{plain(machine.gpu.name)} {_pair(machine.gpu.memory)} · {host}" if machine.gpu else host
+    if machine.gpu is None:
+        return host
+    busy = "" if machine.gpu.busy is None else f"{machine.gpu.busy} % "
+    return f"{plain(machine.gpu.name)} {busy}{_pair(machine.gpu.memory)} · {host}"
 
 
 def _pair(memory: Memory) -> str:
-    used, total = size(memory.used), size(memory.total)
-    return f"{used.split()[0]}/{total}" if used.split()[1] == total.split()[1] else f"{used}/{total}"
+    return size_of(memory.used, memory.total)

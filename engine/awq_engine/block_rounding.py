@@ -21,6 +21,7 @@ from awq_engine.linear_rounding import LinearJob, round_linears
 from awq_engine.quantize import row_slices
 from awq_engine.rounded import Rounded
 from awq_engine.routing import ExpertPairs, ReadExpertPairs
+from awq_engine.runtime import with_memory
 from awq_engine.statistics import InputStatistics, Moments, ReadOnlyInput
 
 
@@ -50,7 +51,7 @@ def round_groups(
 
     for results in job.workers.map(round_linears, linears()):
         for result in results:
-            job.emit(result.event)
+            job.emit(with_memory(result.event))
             rounded.add(result.event.name, result.weight)
 
 

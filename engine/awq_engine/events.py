@@ -134,6 +134,10 @@ class PlanReady(Event):
     output: str
     warnings: list[str] = field(default_factory=list)
     """Sentences on what works here, but not everywhere."""
+    host_total_bytes: int = 0
+    """Memory of the machine; 0 where it does not say."""
+    device_total_bytes: int = 0
+    """Of the GPU that works; 0 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,9 @@ class LinearQuantized(Event):
     """None when no fold reaches this linear."""
     tokens: int | None = None
     """Calibration tokens that this linear read: an expert's are those sent to it."""
+    host_bytes: int = 0
+    """Memory that the engine held at this moment; so is `device_bytes`."""
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86400)} d"
 
 
+def size_of(part: int, whole: int) -> str:
+    """Bytes of a whole: `21.3/24.0 GB`, `794 MB/24.0 GB`."""
+    number, unit = size(part).rsplit(" ", 1)
+    total = size(whole)
+    return f"{number}/{total}" if total.endswith(f" {unit}") else f"{number} {unit}/{total}"
+
+
 def loss(value: float | None) -> str:
     """A mean squared error: `4.1e-4`."""
     if value is None or not math.isfinite(value):

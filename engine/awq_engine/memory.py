@@ -29,6 +29,16 @@ def available_bytes() -> int:
     return min((limit for limit in limits if limit is not None), default=1 << 62)
 
 
+def total_bytes() -> int:
+    """Memory of this machine; 0 where the system does not say."""
+    return _field(Path("/proc/meminfo"), "MemTotal") or 0
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; 0 where the system does not say."""
+    return _field(Path("/proc/self/status"), "VmRSS") or 0
+
+
 def peak_resident_bytes() -> int | None:
     """Largest resident size of this process since it was started; None where the system does not say."""
     return _field(Path("/proc/self/status"), "VmHWM")

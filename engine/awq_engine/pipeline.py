@@ -126,6 +126,7 @@ def _quantize_in_batches(
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
         run.raise_if_cancelled()
+        started = time.perf_counter()
         with skeleton.loaded_block(index) as block:
             _refuse_non_finite(block, skeleton.block_name(index))
             if index in finished:
@@ -134,7 +135,7 @@ def _quantize_in_batches(
                 emit(e.PhaseProgress("replaying", index + 1, len(finished)))
             else:
                 job = _block_job(run, plan, skeleton, streams, sensitivity, block, index, emit)
-                _quantize_one(run, plan, skeleton, streams, job)
+                _quantize_one(run, plan, skeleton, streams, job, started)
     if plan.head is not None and plan.head.block not in finished:
         run.raise_if_cancelled()
         quantize_head(run, plan, skeleton, streams, ids, emit)
@@ -153,8 +154,10 @@ def _measure_sensitivity(
         return None
 
 
-def _quantize_one(run: Run, plan: Plan, skeleton: Skeleton, streams: Streams, job: BlockJob) -> None:
-    started = time.perf_counter()
+def _quantize_one(
+    run: Run, plan: Plan, skeleton: Skeleton, streams: Streams, job: BlockJob, started: float
+) -> None:  # fmt: skip
+    """The block of `job`; `started` is when it began to be read, by `time.perf_counter`."""
     block, index, emit = job.block, job.index, job.emit
     emit(e.BlockStarted(index, skeleton.block_name(index)))
     result = quantize_block(job)

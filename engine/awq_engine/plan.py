@@ -22,9 +22,11 @@ from awq_engine.events import PlanReady
 from awq_engine.formats.limits import Format, misfit, packed_bytes
 from awq_engine.fused import disagreement
 from awq_engine.linearize import is_plain
+from awq_engine.memory import total_bytes
 from awq_engine.models import resolve_model
 from awq_engine.output import check_run
 from awq_engine.overrides import deciding_override, pattern_problem
+from awq_engine.runtime import device_total_bytes
 from awq_engine.skeleton import Skeleton, build_skeleton
 from awq_engine.sources import Source
 from awq_engine.spec import QuantSpec, spec_of
@@ -149,6 +151,8 @@ def make_plan(config: RunConfig, skeleton: Skeleton) -> Plan:
         peak_host_bytes=forecast.peak_host_bytes,
         output=config.output,
         warnings=_warnings(linears, skipped, config.format, refused),
+        host_total_bytes=total_bytes(),
+        device_total_bytes=device_total_bytes(skeleton.device),
     )
     return Plan(config, tuple(linears), tuple(skipped), left_out, event, forecast)
 

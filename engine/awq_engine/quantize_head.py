@@ -31,6 +31,7 @@ from awq_engine.plan import Plan
 from awq_engine.quantize import choose_qparams, group_ranges, round_to_grid, round_to_nearest, to_int_weight
 from awq_engine.recipe import Recipe
 from awq_engine.runs import Run
+from awq_engine.runtime import with_memory
 from awq_engine.skeleton import Skeleton
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Moments, weigh
@@ -106,13 +107,12 @@ def quantize_head(
         emit(e.BlockFellBack(head.block, "plain rounding changes the logits less", plain, final))
         parts = rounded(Recipe())
         losses, final = _mean_losses(parts), plain
-    emit(
-        e.LinearQuantized(
-            head.block, head.name, head.out_features, head.in_features, losses,
-            _mean(parts, lambda part: part.plain_mse), _mean(parts, lambda part: part.final_mse),
-            _mean(parts, lambda part: part.clipped), time.perf_counter() - started, None, statistics.inputs.n_tokens,
-        )
+    event = e.LinearQuantized(
+        head.block, head.name, head.out_features, head.in_features, losses,
+        _mean(parts, lambda part: part.plain_mse), _mean(parts, lambda part: part.final_mse),
+        _mean(parts, lambda part: part.clipped), time.perf_counter() - started, None, statistics.inputs.n_tokens,
     )  # fmt: skip
+    emit(with_memory(event))
     packed = CODECS[plan.config.format].pack(_joined(parts), head.spec, head.key)
     tensors = {f"{head.key}.{part}": tensor for part, tensor in packed.items()}
     finish_block(run, head.block, tensors, (plain, final), started, emit)

@@ -6,7 +6,7 @@ Weights come from safetensors only, code never comes from a model folder, and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,11 @@ from transformers.utils import logging as transformers_logging
 from awq_engine.architecture import auto_class
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, last_clause
+from awq_engine.events import LinearQuantized
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.linear import QuantizedLinear
+from awq_engine.memory import resident_bytes
 from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.reading import Reader
 from awq_engine.skeleton import load_config, missing_tensor
@@ -236,6 +238,17 @@ def _context_length(model: PreTrainedModel) -> int | None:
         if isinstance(found := getattr(config, name, None), int) and found > 0:
             return found
     return None
+
+
+def with_memory(event: LinearQuantized) -> LinearQuantized:
+    """With the bytes of the host and of all GPUs that this process holds at this moment."""
+    device_bytes = sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))
+    return replace(event, host_bytes=resident_bytes(), device_bytes=device_bytes)
+
+
+def device_total_bytes(device: torch.device) -> int:
+    """Memory of a GPU; 0 for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def peak_device_bytes() -> int:

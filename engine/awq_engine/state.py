@@ -16,6 +16,9 @@ from typing import Any
 
 from awq_engine import events as e
 
+REMEMBERED = 24
+"""How many of the newest figures of memory are kept."""
+
 
 class Phase(StrEnum):
     """What the engine is doing."""
@@ -145,6 +148,8 @@ class RunState:
     """Unix time since which the engine lies still because it was asked to."""
     updated: float | None = None
     """Unix time of the newest event."""
+    memory: tuple[tuple[int, int], ...] = ()
+    """(host, device) bytes that the engine held lately, the newest last."""
     last_seq: int = 0
 
     @property
@@ -301,7 +306,11 @@ def _(event: e.ScaleChosen, state: RunState, time: float) -> RunState:
 def _(event: e.LinearQuantized, state: RunState, time: float) -> RunState:
     key = (event.block, event.name)
     layer = state.layers.get(key) or LayerState(*key, event.out_features, event.in_features)
-    return replace(state, layers=state.layers.changed(event.block, [replace(layer, quantized=event)]))
+    memory = state.memory
+    if event.host_bytes or event.device_bytes:
+        memory = (*memory, (event.host_bytes, event.device_bytes))[-REMEMBERED:]
+    layers = state.layers.changed(event.block, [replace(layer, quantized=event)])
+    return replace(state, layers=layers, memory=memory)
 
 
 @_apply.register

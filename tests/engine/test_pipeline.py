@@ -146,6 +146,7 @@ def test_every_preset_beats_plain_rounding(make_run: Callable[..., Run], preset:
     """Losses fall from step to step on the calibration text, and block outputs are nearer to the original's."""
     events = finish(make_run(preset=preset))
     linears = [event for event in events if isinstance(event, LinearQuantized)]
+    assert all(event.host_bytes > 1 << 20 for event in linears)
     blocks = [event for event in events if isinstance(event, BlockFinished)]
 
     assert len(linears) == 14

@@ -47,7 +47,7 @@ def opening(n_blocks: int, output: Path, config: RunConfig) -> list[e.Event]:
         e.RunStarted("run", config.to_json(), {"awq-tui": "0.1.0", "torch": "2.13.0"}, 4242, "box", "cpu"),
         e.PlanReady(
             config.model, "qwen2", 494_032_768, n_blocks, linears, [["lm_head", "the output head is kept"]],
-            988_065_536, 457_000_000, 4.16, 1_900_000_000, str(output),
+            988_065_536, 457_000_000, 4.16, 1_900_000_000, str(output), [], 64_000_000_000,
         ),
         e.PhaseProgress("calibrating", 1, 2),
         e.CalibrationReady("builtin", config.samples, config.seq_len, config.samples * config.seq_len),
@@ -104,7 +104,9 @@ def linear_quantized(scale: e.ScaleChosen | None, name: str, random: Random, ind
             losses[step] = list(losses.values())[-1] * factor
     out_features, in_features = SHAPES[name]
     block, alpha, weight = (scale.block, scale.alpha, 2.3e-6) if scale else (index, None, 2e-6)
-    return e.LinearQuantized(block, name, out_features, in_features, losses, 2e-6, weight, 0.31, 0.8, alpha)
+    return e.LinearQuantized(
+        block, name, out_features, in_features, losses, 2e-6, weight, 0.31, 0.8, alpha, None, 1_100_000_000
+    )
 
 
 def ending(output: Path) -> list[e.Event]:
