@@ -12,6 +12,8 @@ from awq_engine import format as fmt
 from awq_engine.evaluations import Evaluation, Measuring
 from awq_engine.runs import Run, RunStatus
 from awq_engine.sanitize import one_line
+from awq_engine.side_jobs import Standing
+from awq_engine.speeds import Speeds
 from awq_tui.layer_columns import Column
 from awq_tui.run_book import RunSummary
 
@@ -37,18 +39,25 @@ class ResultRow:
     output: Path | None
     """While it is there."""
     measuring: Measuring
+    timing: Standing
+    speeds: Speeds | None
 
     @property
     def evaluation(self) -> Evaluation | None:
         return self.measuring.evaluation
 
     @property
+    def tokens_per_second(self) -> float | None:
+        """At which this machine writes with it."""
+        return self.speeds.writing.tokens_per_second if self.speeds and self.speeds.writing else None
+
+    @property
     def state(self) -> str:
         """What its measurement does, in a word or two; empty when there is nothing to say."""
-        found = self.measuring
-        if found.going_on:
-            return f"{100 * found.done // found.total} %" if found.total else "waiting"
-        return "failed" if found.error else ""
+        for found in (self.measuring, self.timing):
+            if found.going_on:
+                return f"{100 * found.done // found.total} %" if found.total else "waiting"
+        return "failed" if self.measuring.error or self.timing.error else ""
 
 
 def result_rows(summaries: Iterable[RunSummary]) -> list[ResultRow]:
@@ -70,7 +79,7 @@ def _row(summary: RunSummary, label: str) -> ResultRow:
     return ResultRow(
         label, summary.run, config.model, recipe, config.calibration, _number(result, "bits_per_weight"),
         _whole(result, "bytes_after"), _number(result, "seconds"), _whole(result, "peak_host_bytes"), summary.output,
-        summary.measuring,
+        summary.measuring, summary.timing, summary.speeds,
     )  # fmt: skip
 
 
@@ -99,6 +108,7 @@ RESULT_COLUMNS: tuple[Column[ResultRow], ...] = (
     Column("kl_error", "±", lambda row: row.evaluation.kl_error if row.evaluation else None, _kl),
     Column("top1", "top-1", lambda row: row.evaluation.top1_agreement if row.evaluation else None, fmt.share),
     Column("state", "", lambda row: row.state, left=True),
+    Column("speed", "tok/s", lambda row: row.tokens_per_second, lambda value: f"{value:.1f}"),
     Column("seconds", "time", lambda row: row.seconds, fmt.duration),
     Column("peak_host_bytes", "memory", lambda row: row.peak_host_bytes, fmt.size),
     Column("calibration", "calibration", lambda row: row.calibration, one_line, left=True),

@@ -10,10 +10,12 @@ from awq_engine.errors import AwqError
 from awq_engine.evaluations import Measuring, measuring
 from awq_engine.journal import JournalReader
 from awq_engine.runs import Run, RunStatus, list_runs
+from awq_engine.side_jobs import Standing
+from awq_engine.speeds import SPEED, Speeds, read_speeds
 from awq_engine.state import Phase, RunState, reduce
 
 _ENDINGS = {Phase.DONE: RunStatus.DONE, Phase.CANCELLED: RunStatus.CANCELLED, Phase.FAILED: RunStatus.FAILED}
-NOT_MEASURED = Measuring()
+NOT_MEASURED, NOT_TIMED = Measuring(), Standing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,9 @@ class RunSummary:
     """None when `run.json` cannot be read; `problem` says why."""
     problem: str = ""
     measuring: Measuring = NOT_MEASURED
-    """Of a finished run's output."""
+    """Of a finished run's output; so are the two below."""
+    timing: Standing = NOT_TIMED
+    speeds: Speeds | None = None
 
     @property
     def running(self) -> bool:
@@ -68,6 +72,8 @@ class _Entry:
         self._file: RunFile | None = None
         self._problem = ""
         self._last: RunSummary | None = None
+        self._stamp = 0
+        self._known_beside: tuple[Measuring, Standing, Speeds | None] = (NOT_MEASURED, NOT_TIMED, None)
         try:
             self._file = run.file()
         except AwqError as error:
@@ -79,8 +85,20 @@ class _Entry:
         for record in self._reader.read():
             self._state = reduce(self._state, record)
         status = RunStatus.RUNNING if locked else _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED)
-        measured = measuring(self._run) if status is RunStatus.DONE else NOT_MEASURED
+        beside = self._beside() if status is RunStatus.DONE else (NOT_MEASURED, NOT_TIMED, None)
         last = self._last
-        if last is None or last.state is not self._state or (last.status, last.measuring) != (status, measured):
-            last = self._last = RunSummary(self._run, status, self._state, self._file, self._problem, measured)
+        known = last and (last.status, last.measuring, last.timing, last.speeds)
+        if last is None or last.state is not self._state or known != (status, *beside):
+            last = self._last = RunSummary(self._run, status, self._state, self._file, self._problem, *beside)
         return last
+
+    def _beside(self) -> tuple[Measuring, Standing, Speeds | None]:
+        """What side jobs say; read again when a file came into the directory, or while one is at work."""
+        try:
+            stamp = self._run.path.stat().st_mtime_ns
+        except FileNotFoundError:  # deleted just now
+            return NOT_MEASURED, NOT_TIMED, None
+        if stamp != self._stamp or any(job.going_on for job in self._known_beside[:2]):
+            self._stamp = stamp
+            self._known_beside = measuring(self._run), SPEED.standing(self._run), read_speeds(self._run)
+        return self._known_beside

@@ -12,12 +12,14 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
 from awq_engine import format as fmt
-from awq_engine.evaluations import evaluation_settings, request_stop, spawn_evaluation
+from awq_engine.evaluations import EVALUATION, evaluation_settings, spawn_evaluation
+from awq_engine.runs import Run
 from awq_engine.sanitize import one_line
+from awq_engine.speeds import SPEED
 from awq_engine.storage import write_atomically
 from awq_tui.background import in_thread
 from awq_tui.layer_columns import Column, Order, to_csv
@@ -30,7 +32,10 @@ from awq_tui.widgets.frontier_chart import Dot, FrontierChart
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.layer_table import LayerTable
 from awq_tui.widgets.plain_input import PlainInput
+from awq_tui.widgets.speed_pane import SpeedPane
 
+FOR_A_RESULT = ("evaluate", "evaluate_all", "benchmark", "stop", "chat", "inspect", "export")
+"""Actions that need one under the cursor."""
 EMPTY = "Nothing has been quantized yet. Press 1, pick a model and start a run; what comes out is compared here."
 
 
@@ -50,12 +55,16 @@ class CompareScreen(SectionScreen):
     HELP = (
         "Every finished run: size, time and memory, and, once it is measured, perplexity, the KL divergence from the "
         "original in nats per token with its standard error, and how often both like the same next token best. The "
-        "chart shows the runs that can be compared with the one under the cursor: same original, same text."
+        "chart shows the runs that can be compared with the one under the cursor: same original, same text. Benchmark "
+        "times its products on this machine, checked against float64, and how fast it writes."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "evaluate", "Measure", id="compare.evaluate", tooltip="Compare this result with its original."),
         Binding("E", "evaluate_all", "Measure all", id="compare.evaluate_all",
                 tooltip="Measure what is shown and not measured yet."),
+        Binding("b", "benchmark", "Benchmark", id="compare.benchmark",
+                tooltip="How fast this machine multiplies with it, and writes."),
+        Binding("v", "other_pane", "Speed/chart", id="compare.pane", tooltip="The chart, or the benchmark."),
         Binding("x", "stop", "Stop", id="compare.stop", tooltip="Stop measuring this result."),
         Binding("c", "chat", "Chat", id="compare.chat", tooltip="Talk to this result."),
         Binding("slash", "filter", "Filter", key_display="/", id="compare.filter", tooltip="Words of model or recipe."),
@@ -89,9 +98,12 @@ class CompareScreen(SectionScreen):
             with Vertical(id="compare-chart", classes="pane"):
                 yield Static("", id="compare-about", markup=False)
                 yield FrontierChart(id="frontier")
+            with VerticalScroll(id="compare-speed", classes="pane", can_focus=False):
+                yield SpeedPane(id="speed")
 
     def on_mount(self) -> None:
         self.query_one("#compare-chart").border_title = "Comparable results"
+        self.query_one("#compare-speed").border_title = "On this machine"
         if kept := self.awq.kept_place("compare"):
             self.query_one(Input).value = kept.get("filter", "")
             self.table.order = Order.read(kept.get("order", ""))
@@ -147,6 +159,7 @@ class CompareScreen(SectionScreen):
         dots = [Dot(r.label, r.nbytes, r.evaluation.kl, r.run in best) for r in rows if r.evaluation and r.nbytes]
         self.query_one(FrontierChart).show(dots, self._why_nothing(row))
         self.query_one("#compare-about", Static).update(describe(row) if row else "")
+        self.query_one(SpeedPane).show(row)
         self.refresh_bindings()
 
     def _why_nothing(self, row: ResultRow | None) -> str:
@@ -158,15 +171,15 @@ class CompareScreen(SectionScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only the keys that make sense for the run under the cursor."""
-        if not self.is_mounted or action not in ("evaluate", "evaluate_all", "stop", "chat", "inspect", "export"):
+        if not self.is_mounted or action not in FOR_A_RESULT:
             return True
         row = self.current
         if row is None:
             return None
-        going_on = row.measuring.going_on
         allowed = {
-            "evaluate": row.output is not None and not going_on,
-            "stop": going_on,
+            "evaluate": row.output is not None and not row.measuring.going_on,
+            "benchmark": row.output is not None and not row.timing.going_on,
+            "stop": row.measuring.going_on or row.timing.going_on,
             "chat": row.output is not None,
             "evaluate_all": bool(self._unmeasured()),
         }
@@ -200,10 +213,25 @@ class CompareScreen(SectionScreen):
 
         await in_thread(spawn)
 
+    def action_benchmark(self) -> None:
+        if row := self.current:
+            self.add_class("-speed")
+            self.run_worker(partial(self._benchmark, row.run), group="measure", exit_on_error=False)
+
+    async def _benchmark(self, run: Run) -> None:
+        process = await in_thread(SPEED.spawn, [run], {"backend": "auto", "device": "auto"})
+        if process is not None:
+            self.awq.reap(process)
+
+    def action_other_pane(self) -> None:
+        self.toggle_class("-speed")
+
     def action_stop(self) -> None:
         if row := self.current:
-            request_stop(row.run)
-            self.notify("It stops after the present window.", timeout=3)
+            for job, standing in ((EVALUATION, row.measuring), (SPEED, row.timing)):
+                if standing.going_on:
+                    job.request_stop(row.run)
+            self.notify("It stops after the present step.", timeout=3)
 
     def action_inspect(self) -> None:
         if row := self.current:

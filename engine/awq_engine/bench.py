@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
+from awq_engine.decoding import prepare_decoding
 from awq_engine.errors import AwqError, BadInputError
 from awq_engine.formats.stated import read_quantization
+from awq_engine.generate import GenerationStats, generate
+from awq_engine.runtime import LoadedModel, load_model, pick_backend, pick_device
+from awq_engine.sampling_settings import Sampling
+from awq_engine.speeds import Product, Speeds, Writing
 from awq_engine.tensor_files import open_tensors
 from awq_engine.tuned import launches_folder, measured_launches
 from awq_kernels import reference, timing
@@ -36,29 +41,8 @@ TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.float32: 1e-2}
 """Relative error that marks a product as wrong; on the CPU few tokens are computed in bfloat16."""
 
 
-@dataclass(frozen=True)
-class Product:
-    """One weight times a number of tokens."""
-
-    out_features: int
-    in_features: int
-    bits: int
-    group_size: int
-    count: int
-    """How often the model has this shape; 1 without a model."""
-    tokens: int
-    backend: str
-    seconds: float
-    """The median."""
-    spread: float
-    """Between the quartiles, relative to the median."""
-    bytes_per_second: float
-    share_of_copy: float
-    """Of the bandwidth at which this machine copies memory."""
-    times_floats: float
-    """How often as fast as the same product in floats (16 bits on a GPU, 32 on a CPU)."""
-    relative_error: float
-    """Against float64."""
+MESSAGES = [{"role": "user", "content": "Tell me a story about a dog that crosses a river."}]
+WRITTEN_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -127,6 +111,39 @@ def measure(weight: Weight, backend: str, device: torch.device, copy_bandwidth: 
             times_floats=floats_time.seconds / time.seconds,
             relative_error=error,
         )
+
+
+def bench_model(path: Path, backend: str, device: str, on_progress: Callable[[int, int], None]) -> Speeds:
+    """The products of the quantized model in `path`, and how fast it writes.
+
+    Args:
+        on_progress: told how many steps are done, of how many; raises to end the work.
+    """
+    place = pick_device(device)
+    way = pick_backend(backend, place).name
+    weights = model_weights(path)
+    steps, bandwidth, products = len(weights) + 1, timing.copy_bandwidth(place), []
+    on_progress(0, steps)
+    for number, weight in enumerate(weights, start=1):
+        with torch.inference_mode():
+            products += measure(weight, way, place, bandwidth)
+        on_progress(number, steps)
+    return Speeds(str(place), way, bandwidth, tuple(products), time_writing(path, backend, device))
+
+
+def time_writing(path: Path, backend: str, device: str) -> Writing:
+    """Let the model in `path` write; it has done so once before it is timed."""
+    loaded = prepare_decoding(load_model(path, backend=backend, device=device))
+    _write(loaded)
+    loaded.kept.clear()
+    stats = _write(loaded)
+    return Writing(stats.new_tokens, stats.tokens_per_second, stats.seconds_to_first_token, loaded.decoding)
+
+
+def _write(loaded: LoadedModel) -> GenerationStats:
+    *_, stats = generate(loaded, MESSAGES, Sampling(max_tokens=WRITTEN_TOKENS, temperature=0))
+    assert isinstance(stats, GenerationStats)
+    return stats
 
 
 def tune(weights: Sequence[Weight], device: torch.device, on_shape: Callable[[str], None]) -> Path:

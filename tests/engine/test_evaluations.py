@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from awq_engine.config import RunConfig
-from awq_engine.evaluations import evaluation_settings, measuring, request_stop, spawn_evaluation, take_evaluation_lock
+from awq_engine.evaluations import EVALUATION, evaluation_settings, measuring, spawn_evaluation
 from awq_engine.runs import Run, create_run
 
 DEMO = Path(__file__).parents[2] / "engine" / "awq_engine" / "data" / "demo-model"
@@ -42,11 +42,11 @@ def test_what_goes_wrong_is_kept_as_a_sentence(run: Run, tmp_path: Path) -> None
 
 def test_one_that_was_stopped_before_its_turn_measures_nothing(run: Run) -> None:
     other = create_run(RunConfig(str(DEMO), str(DEMO)))
-    lock = take_evaluation_lock(other)
+    lock = EVALUATION.take_lock(other)
     assert lock is not None
     process = spawn_evaluation([run, other], SETTINGS)
     assert process is not None
-    request_stop(run)
+    EVALUATION.request_stop(run)
     assert process.wait(120) == 130
     assert measuring(run).error == "The measurement was stopped."
     assert measuring(other).evaluation is None

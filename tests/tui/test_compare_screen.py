@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from awq_engine.config import Format, Preset
 from awq_engine.errors import AwqError
-from awq_engine.evaluations import measuring, report_progress, take_evaluation_lock
+from awq_engine.evaluations import EVALUATION, measuring
 from awq_engine.runs import Run
+from awq_engine.side_jobs import SideJob
+from awq_engine.speeds import SPEED
 from awq_tui.app import AwqApp
 from awq_tui.results import as_markdown, frontier, result_rows
 from awq_tui.run_book import RunBook
@@ -71,8 +74,8 @@ async def test_a_result_is_measured_in_another_process(home: Path, monkeypatch: 
 
     def fake(runs: list[Run], settings: dict[str, object]) -> subprocess.Popen[bytes]:
         asked.append((runs, settings["seq_len"]))
-        locks = [take_evaluation_lock(run) for run in runs]
-        report_progress(runs[0], done=3, total=12)
+        locks = [EVALUATION.take_lock(run) for run in runs]
+        EVALUATION.report(runs[0], done=3, total=12)
         keep.extend(locks)
         return subprocess.Popen([sys.executable, "-c", ""])
 
@@ -128,9 +131,9 @@ def test_the_chart_shows_every_letter_even_on_one_place() -> None:
 
 def test_a_measurement_that_died_is_neither_going_on_nor_complete(home: Path) -> None:
     run = measured_run(home, None)
-    report_progress(run, done=1, total=9)
+    EVALUATION.report(run, done=1, total=9)
     assert not measuring(run).going_on
-    report_progress(run, error="The disk is full.")
+    EVALUATION.report(run, error="The disk is full.")
     assert measuring(run).error == "The disk is full."
     (run.path / "evaluation.json").write_text('{"result": {"kl": "x"}}')
     assert measuring(run).evaluation is None
@@ -142,3 +145,42 @@ def test_values_that_cannot_be_measured_with_are_named(values: dict[str, str]) -
     assert read_measurement(good) == Measurement("builtin", 64, 512)
     with pytest.raises(AwqError):
         read_measurement({**good, **values})
+
+
+SPEEDS = {
+    "device": "cpu", "backend": "cpu", "copy_bytes_per_second": 2e10,
+    "products": [{
+        "out_features": 2048, "in_features": 512, "bits": 4, "group_size": 128, "count": 7, "tokens": 1,
+        "backend": "cpu", "seconds": 1.5e-4, "spread": 0.1, "bytes_per_second": 9e9, "share_of_copy": 0.45,
+        "times_floats": 3.25, "relative_error": 1e-4,
+    }],
+    "writing": {"tokens": 32, "tokens_per_second": 31.5, "seconds_to_first_token": 0.38, "decoding": "our own decoder"},
+}  # fmt: skip
+
+
+async def test_a_result_is_timed_in_another_process(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, keep = measured_run(home, 0.1), []
+
+    def fake(job: SideJob, runs: list[Run], settings: dict[str, object]) -> subprocess.Popen[bytes]:
+        assert runs == [run]
+        keep.extend(job.take_lock(run) for run in runs)
+        job.report(run, done=2, total=4)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(SideJob, "spawn", fake)
+    app = AwqApp()
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await pilot.press("5")
+        await until(pilot, lambda: "1 measured" in screen_text(pilot))
+        await pilot.press("b")
+        await until(pilot, lambda: "timing" in screen_text(pilot) and "50 %" in screen_text(pilot))
+        await pilot.press("x")
+        await until(pilot, lambda: (run.path / "stop-speed").exists())
+        SPEED.store(run, SPEEDS)
+        SPEED.end(run)
+        os.close(keep[0])
+        await until(pilot, lambda: "31.5 tokens/s" in screen_text(pilot) and "3.25x" in screen_text(pilot))
+        await pilot.press("v")
+        await until(pilot, lambda: "KL from the original" in screen_text(pilot))
+        await pilot.resize_terminal(200, 60)
+        await until(pilot, lambda: "KL from the original" in screen_text(pilot) and "3.25x" in screen_text(pilot))

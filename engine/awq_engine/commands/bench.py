@@ -7,12 +7,13 @@ from dataclasses import asdict
 
 import torch
 
-from awq_engine.bench import Product, measure, model_weights, random_weights, tune
+from awq_engine.bench import measure, model_weights, random_weights, time_writing, tune
 from awq_engine.commands.console import note, result, result_json, table
 from awq_engine.config import SUPPORTED_BITS
 from awq_engine.errors import ExitCode, UsageError
 from awq_engine.models import resolve_model
 from awq_engine.runtime import pick_backend, pick_device
+from awq_engine.speeds import Product, Speeds
 from awq_kernels.timing import copy_bandwidth
 
 HEADER = ("outputs", "inputs", "bits", "group", "tokens", "backend", "time", "GB/s", "of copy", "vs floats", "error")
@@ -40,11 +41,14 @@ def bench(args: argparse.Namespace) -> int:
         for number, weight in enumerate(weights, start=1):
             products += measure(weight, status.name, device, bandwidth)
             note(f"measured {number} of {len(weights)} shapes")
+    writing = time_writing(resolve_model(args.model).path, args.backend, args.device) if args.model else None
     if args.json:
-        facts = {"device": str(device), "backend": status.name, "copy_bytes_per_second": bandwidth}
-        result_json(facts | {"products": [asdict(product) for product in products]})
+        result_json(asdict(Speeds(str(device), status.name, bandwidth, tuple(products), writing)))
     else:
         result(table(HEADER, [_cells(product) for product in products], right=" ".join(HEADER)))
+        if writing is not None:
+            first = f"the first of {writing.tokens} after {writing.seconds_to_first_token:.2f} s"
+            result(f"writes {writing.tokens_per_second:.1f} tokens/s, {first}, by {writing.decoding}")
         result(
             f"{device} copies {bandwidth / 1e9:.1f} GB/s; floats are {'float32' if device.type == 'cpu' else 'float16'}"
         )
