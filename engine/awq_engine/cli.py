@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from awq_engine.commands.console import result_json
+from awq_engine.commands.remote import run_there, split_host
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
 from awq_engine.crash import write_crash_report
 from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error
@@ -35,12 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update({**QUIET_THREADS, **os.environ})
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser().parse_args(arguments)
+        there = split_host(arguments)
+        args = build_parser().parse_args(arguments) if there is None else argparse.Namespace()
     except SystemExit as stop:  # argparse has printed the help or the version
         return stop.code if isinstance(stop.code, int) else ExitCode.OK
     except UsageError as error:
         return _report(error, as_json="--json" in arguments)
     try:
+        if there is not None:
+            return run_there(*there)
         module, function = args.command.split(":")
         return getattr(importlib.import_module(f"awq_engine.commands.{module}"), function)(args)
     except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
@@ -69,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         "3 not enough memory or disk, 4 network or Hub, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"awq-tui {metadata.version('awq-tui')}")
+    parser.add_argument(
+        "--host",
+        metavar="USER@BOX",
+        help="first of all: do this on another machine, over ssh; alone: open the app there",
+    )
+    parser.add_argument("--host-command", metavar="PATH", help="what awq-tui is called there")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_quantize(commands)
     _add_run_commands(commands)
