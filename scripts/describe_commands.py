@@ -42,14 +42,19 @@ def commands_page() -> str:
         "",
         "`awq-tui` alone opens the app. Results go to stdout, progress to stderr.",
         "",
+        *_table(parser),
     ]
     lines += ["| exit code | |", "|---:|---|", *(f"| {int(code)} | {EXITS[code]} |" for code in ExitCode), ""]
     for name, command in subparsers.choices.items():
         usage = re.sub(r"\s+", " ", command.format_usage().removeprefix("usage: ")).strip()
-        lines += [f"## {name}", "", command.description or "", "", "```", usage, "```", "", "| | |", "|---|---|"]
-        lines += [f"| {_names(action)} | {_help(action)} |" for action in command._actions if action.dest != "help"]
-        lines.append("")
+        lines += [f"## {name}", "", command.description or "", "", "```", usage, "```", "", *_table(command)]
     return "\n".join(lines)
+
+
+def _table(parser: argparse.ArgumentParser) -> list[str]:
+    """Its options and words; without commands, which have tables of their own."""
+    actions = [a for a in parser._actions if a.dest != "help" and not isinstance(a, argparse._SubParsersAction)]
+    return ["| | |", "|---|---|", *(f"| {_names(action)} | {_help(action)} |" for action in actions), ""]
 
 
 def _names(action: argparse.Action) -> str:

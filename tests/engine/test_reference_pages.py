@@ -35,7 +35,7 @@ def test_every_exit_code_is_explained():
 def test_guides_name_commands_and_options_that_exist(guide: Path):
     parser = build_parser()
     commands = next(action for action in parser._actions if hasattr(action, "choices") and action.choices)
-    known = {option for command in commands.choices.values() for option in command._option_string_actions}
+    known = {option for each in (parser, *commands.choices.values()) for option in each._option_string_actions}
     for line in re.findall(r"awq-tui ([^`\n]+)", guide.read_text(encoding="utf-8")):
         words = line.split()
         if words[0] in commands.choices:
