@@ -44,7 +44,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs/kernels.md"
 MARK = "<!-- written by python -m benchmarks.instructions -->"
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
-    "words_ptr": "*i16", "scale_ptr": "*fp16", "zero_ptr": "*fp16", "experts_ptr": "*i32", "rows_ptr": "*i32"
+    "words_ptr": "*i16", "group_ptr": "*i32", "experts_ptr": "*i32", "rows_ptr": "*i32"
 }  # fmt: skip
 """Those not named here point to activations or results."""
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -91,20 +91,27 @@ def cases(target: str, quick: bool = False) -> Iterator[Case]:
     """What ships for a device; `quick` some of it for the smallest block of tokens and a weight of middle width."""
     device = device_named(target)
     blocks = list(TABLE[device.family])
-    middle = {bits: shipped(bits, 4096, 64, blocks[0], device) for bits in BITS}
-    yield Case(4, "fp16", 128, middle[4])
-    yield Case(4, "fp16", 32, middle[4])
-    yield Case(3, "fp16", 128, middle[3])
-    yield Case(4, "bf16", 128, middle[4])
+
+    def case(
+        bits: int, activations: str, group_size: int, out_features: int = 4096, block: int = blocks[0], **options: bool
+    ) -> Case:
+        launch = shipped(example(bits, group_size), out_features, block, device)
+        return Case(bits, activations, group_size, launch, **options)
+
+    yield case(4, "fp16", 128)
+    yield case(4, "fp16", 32)
+    yield case(3, "fp16", 128)
+    yield case(4, "bf16", 128)
     if quick:
         return
-    yield Case(4, "fp16", 64, middle[4])
-    yield Case(4, "fp16", 128, middle[4], experts=True)
+    yield case(4, "fp16", 128, experts=True)
     for block, bits, out_features in itertools.product(blocks, BITS, (1024, 4096, 1 << 16)):
-        launch = shipped(bits, out_features, 64, block, device)
-        yield Case(bits, "fp16", 128, launch)
+        yield case(bits, "fp16", 128, out_features, block)
+        if bits == 4 and block == blocks[0]:
+            yield case(4, "fp16", 64, out_features)
+            yield case(4, "fp16", 32, out_features)
         if block <= 16 and out_features == 4096:
-            yield Case(bits, "bf16", 128, launch)
+            yield case(bits, "bf16", 128, block=block)
 
 
 def device_named(target: str) -> Device:
@@ -243,7 +250,7 @@ def document(facts: dict[str, dict[str, Facts]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help="cuda:90, hip:gfx942, ...")
     parser.add_argument("--quick", action="store_true", help="the smallest block of tokens and one width only")
     parser.add_argument("--json", action="store_true", help="print JSON and leave docs/kernels.md alone")

@@ -15,8 +15,7 @@ from awq_kernels.tiles import TILE_OUT, PlaneTiles
 @triton.jit
 def _dequantize_kernel(
     words_ptr,
-    scale_ptr,
-    zero_ptr,
+    group_ptr,
     w_ptr,
     first_tile,
     in_features,
@@ -29,6 +28,7 @@ def _dequantize_kernel(
     PLANES_PER_GROUP: tl.constexpr,
     TILE_OUT: tl.constexpr,
     ZERO: tl.constexpr,
+    SCALE: tl.constexpr,
 ):
     """One tile of the weight, written as floats [end_row - TILE_OUT * first_tile, in_features]."""
     WORDS: tl.constexpr = BITS * PLANES // 16
@@ -40,7 +40,7 @@ def _dequantize_kernel(
     words = load_words(tile_ptr + element, WORDS, TILE_OUT * PLANE)
     for plane in tl.static_range(PLANES):
         group = (in_tile * PLANES + plane) // PLANES_PER_GROUP
-        scale, zero = load_group(scale_ptr, zero_ptr, (out_tile * n_groups + group) * TILE_OUT + row, ZERO)
+        scale, zero = load_group(group_ptr + (out_tile * n_groups + group) * TILE_OUT + row, ZERO, SCALE)
         w = level(field(words, plane, BITS), zero[:, None], tl.float32) * scale[:, None]
         within = (in_tile * PLANES + plane) % PLANES_PER_GROUP * PLANE + i
         k = group * GROUP + within
@@ -60,7 +60,7 @@ def dequantize_rows(tiles: PlaneTiles, dtype: torch.dtype, first_tile: int, end_
     shape = (end_row - first_tile * TILE_OUT, tiles.in_features)
     w = torch.empty(shape, dtype=dtype, device=tiles.words.device)
     _dequantize_kernel[(end_tile - first_tile, tiles.in_tiles)](
-        tiles.words, tiles.scale, tiles.magic_zero, w,
-        first_tile, tiles.in_features, end_row, tiles.scale.shape[1], **tile_constants(tiles),
+        tiles.words, tiles.groups, w,
+        first_tile, tiles.in_features, end_row, tiles.groups.shape[1], **tile_constants(tiles),
     )  # fmt: skip
     return w

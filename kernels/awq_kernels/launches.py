@@ -68,14 +68,14 @@ TABLE: dict[str, dict[int, Widths]] = {
         64: _whole(64, 64, 4, 3),
     },
     "sm_86": {
-        8: _sliced(8, (16, 8, 3), (32, 4, 3), (32, 4, 3)),
+        8: _sliced(8, (16, 8, 2), (32, 4, 3), (32, 4, 3)),
         16: _sliced(16, (16, 4, 3), (32, 4, 2), (32, 4, 2)),
         32: _whole(32, 64, 4, 3),
         64: _whole(64, 64, 4, 2),
     },
     "sm_90": {
         8: _sliced(8, (16, 8, 4), (32, 8, 3), (32, 4, 4)),
-        16: _sliced(16, (16, 8, 3), (32, 4, 3), (32, 4, 3)),
+        16: _sliced(16, (16, 4, 4), (32, 4, 3), (32, 4, 3)),
         32: _whole(32, 64, 4, 4),
         64: _whole(64, 64, 4, 4),
     },
@@ -125,14 +125,18 @@ def token_block(n_tokens: int, device: Device) -> int:
     return next((block for block in blocks if block >= n_tokens), blocks[-1])
 
 
-def shipped(bits: int, out_features: int, in_tiles: int, block: int, device: Device) -> Launch:
-    """The table's launch, with no more slices than there are tiles to share."""
+def shipped(tiles: PlaneTiles, out_features: int, block: int, device: Device) -> Launch:
+    """The table's launch for a weight of so many outputs that is laid out as `tiles`.
+
+    There are no more slices than tiles to share. The tiles of 3 bits are twice as long, so one stage less is as much
+    in flight. Where a tile lies in several groups, what each group costs is not spread over narrow programs.
+    """
     programs = -(-out_features // 32)
-    width = 0 if programs < device.processors else 1 if programs < 4 * device.processors else 2
-    launch = TABLE[device.family][block][width]
-    while launch.slices > in_tiles:
+    narrow = programs < device.processors and tiles.groups_per_tile == 1
+    launch = TABLE[device.family][block][0 if narrow else 1 if programs < 4 * device.processors else 2]
+    while launch.slices > tiles.in_tiles:
         launch = replace(launch, slices=launch.slices // 2, warps=launch.warps // 2)
-    return launch
+    return replace(launch, stages=max(2, launch.stages - (tiles.bits == 3)))
 
 
 def shape_key(tiles: PlaneTiles, block: int, dtype: torch.dtype) -> str:
@@ -153,4 +157,4 @@ class Launches:
         block = token_block(n_tokens, device)
         if self.measured and (found := self.measured.get(shape_key(tiles, block, dtype))):
             return found
-        return shipped(tiles.bits, tiles.out_features, tiles.in_tiles, block, device)
+        return shipped(tiles, tiles.out_features, block, device)

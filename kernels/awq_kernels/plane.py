@@ -6,9 +6,11 @@ which the memory limits and not the instructions.
 
 # Triton's tuples grow by addition only.
 # ruff: noqa: RUF005
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -27,10 +29,20 @@ def load_words(first_ptr, WORDS: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def load_group(scale_ptr, zero_ptr, at, ZERO: tl.constexpr):
-    """Scales in float32 and zero points as float16 1024 + z at the places `at`; ZERO, if not 0, is all zero points."""
-    zero = tl.load(zero_ptr + at) if ZERO == 0 else tl.full(at.shape, ZERO, tl.float16)
-    return tl.load(scale_ptr + at).to(tl.float32), zero
+def load_group(group_ptr, ZERO: tl.constexpr, SCALE: tl.constexpr):
+    """Scales in float32 and zero points as float16 1024 + z, from pointers to groups (see `tiles.py`).
+
+    ZERO is all zero points, or 0 where they differ; SCALE is the scales' type.
+    """
+    group = tl.load(group_ptr)
+    if ZERO == 0:
+        zero = (group >> SCALE.primitive_bitwidth).to(tl.int16).to(tl.float16, bitcast=True)
+        half = group.to(tl.int16 if SCALE.primitive_bitwidth == 16 else tl.int32)
+        scale = half.to(SCALE, bitcast=True)
+    else:
+        zero = tl.full(group.shape, ZERO, tl.float16)
+        scale = group
+    return scale.to(tl.float32), zero
 
 
 @triton.jit
@@ -47,14 +59,19 @@ def field(words, plane: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def level(q, zero, dtype: tl.constexpr):
     """q - z in `dtype`, exactly, from int16 q and float16 1024 + z."""
-    if dtype == tl.bfloat16:  # the upper half of a float32; a conversion would round, in many instructions
-        number = (q.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)  # 2**23 + q
-        number = number - (zero.to(tl.float32) + (8388608.0 - 1024.0))
-        return (number.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return exactly((q | 0x6400).to(tl.float16, bitcast=True) - zero, dtype)
+
+
+@triton.jit
+def exactly(x, dtype: tl.constexpr):
+    """Integers in float16 that fit into 8 bits and a sign, in `dtype`; or what is in `dtype` already."""
+    if dtype == tl.bfloat16 and x.dtype != dtype:  # half of a float32; a conversion would round, in many instructions
+        return (x.to(tl.float32).to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
-        return ((q | 0x6400).to(tl.float16, bitcast=True) - zero).to(dtype)
+        return x.to(dtype)
 
 
+TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 INTERPRETED = not isinstance(field, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when this module was imported: kernels run in numpy, on CPU tensors."""
 
@@ -65,7 +82,7 @@ def refuse_bfloat16(dtype: torch.dtype) -> None:
         raise NotImplementedError("Triton's interpreter cannot compute with bfloat16; use float16 or float32 there")
 
 
-def tile_constants(tiles: PlaneTiles) -> dict[str, int]:
+def tile_constants(tiles: PlaneTiles) -> dict[str, Any]:
     """What of `tiles` a kernel is compiled for."""
     return {
         "BITS": tiles.bits,
@@ -74,5 +91,6 @@ def tile_constants(tiles: PlaneTiles) -> dict[str, int]:
         "GROUP": tiles.group_size,
         "PLANES_PER_GROUP": tiles.planes_per_group,
         "TILE_OUT": TILE_OUT,
-        "ZERO": 0 if tiles.magic_zero is not None else 1024 + (1 << (tiles.bits - 1)),
+        "ZERO": 1024 + (1 << (tiles.bits - 1)) if tiles.symmetric else 0,
+        "SCALE": TRITON_TYPES[tiles.scale_dtype],
     }

@@ -22,7 +22,6 @@ activations and the vendor's matrix product runs (`dequantize.py`).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -32,7 +31,16 @@ import triton.language as tl
 
 from awq_kernels import dequantize
 from awq_kernels.launches import Launch, Launches, device_of, on
-from awq_kernels.plane import INTERPRETED, field, level, load_group, load_words, refuse_bfloat16, tile_constants
+from awq_kernels.plane import (
+    INTERPRETED,
+    exactly,
+    field,
+    level,
+    load_group,
+    load_words,
+    refuse_bfloat16,
+    tile_constants,
+)
 from awq_kernels.tiles import PLANES, TILE_OUT, PlaneTiles
 from awq_kernels.unpack_asm import Activations, Unpack, unpack
 
@@ -40,7 +48,6 @@ MAX_TOKENS = 64
 """Beyond this dequantizing first is faster: the tensor cores' share in the fused kernel no longer hides."""
 CHUNK_WEIGHTS = 1 << 27
 """Weights dequantized at once: 256 MiB, in one buffer that torch's allocator hands out again and again."""
-TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 ACTIVATIONS: dict[torch.dtype, Activations] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 """The types there is assembly for."""
 
@@ -62,8 +69,7 @@ def _operands(words, zeros, SHARED: tl.constexpr, BASES: tl.constexpr, CONSTANTS
 def _product_kernel(
     x_ptr,
     words_ptr,
-    scale_ptr,
-    zero_ptr,
+    group_ptr,
     bias_ptr,
     y_ptr,
     experts_ptr,
@@ -81,6 +87,7 @@ def _product_kernel(
     PLANES_PER_GROUP: tl.constexpr,
     TILE_OUT: tl.constexpr,
     ZERO: tl.constexpr,
+    SCALE: tl.constexpr,
     SHARED: tl.constexpr,
     WHOLE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -117,8 +124,7 @@ def _product_kernel(
         if HAS_BIAS:
             bias_ptr += expert * out_features
     words_ptr += out_tile * (in_tiles * TILE)
-    scale_ptr += out_tile * (n_groups * TILE_OUT)
-    zero_ptr = zero_ptr if ZERO != 0 else zero_ptr + out_tile * (n_groups * TILE_OUT)
+    group_ptr += out_tile * (n_groups * TILE_OUT)
     row = n % TILE_OUT
     token = tl.minimum(m, n_rows - 1) // rows_per_token  # rows beyond the last one repeat it: no mask in the loop
     i = tl.arange(0, PLANE)
@@ -126,26 +132,29 @@ def _product_kernel(
         slices = tl.arange(0, SLICES)
         w_slice, w_element = slices[:, None, None], row[None, :, None] * PLANE + i[None, None, :]
         x_token, x_i = token[None, None, :], i[None, :, None]
-        scale_slice, scale_row = slices[:, None], row[None, :]
+        group_slice, group_row = slices[:, None], row[None, :]
         acc = tl.zeros((SLICES, BN, BM), tl.float32)
     else:
         w_slice, w_element = 0, row[:, None] * PLANE + i[None, :]
         x_token, x_i = token[None, :], i[:, None]
-        scale_slice, scale_row = 0, row
+        group_slice, group_row = 0, row
         acc = tl.zeros((BN, BM), tl.float32)
     x_row = x_ptr + x_token * in_features
     for step in range(0, end, SLICES):
-        w_tile, scale_tile = step + w_slice, step + scale_slice
+        w_tile, group_tile = step + w_slice, step + group_slice
         if not WHOLE:  # a slice beyond the last tile repeats it, and meets zeros
-            w_tile, scale_tile = tl.minimum(w_tile, in_tiles - 1), tl.minimum(scale_tile, in_tiles - 1)
+            w_tile, group_tile = tl.minimum(w_tile, in_tiles - 1), tl.minimum(group_tile, in_tiles - 1)
         words = load_words(words_ptr + w_element + w_tile * TILE, WORDS, TILE_OUT * PLANE)
         scales, zeros = (), ()
         for part in tl.static_range(PARTS):
-            at = (scale_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * TILE_OUT + scale_row
-            scale, zero = load_group(scale_ptr, zero_ptr, at, ZERO)
+            if SHARED == PLANES_PER_GROUP:  # a part is a group
+                group = group_ptr + (group_tile * (PARTS * TILE_OUT) + group_row) + part * TILE_OUT
+            else:
+                group = group_ptr + ((group_tile * PLANES + part * SHARED) // PLANES_PER_GROUP * TILE_OUT + group_row)
+            scale, zero = load_group(group, ZERO, SCALE)
             scales, zeros = scales + (scale,), zeros + (zero,)
         if ASM != "":
-            operands = _operands(words, zeros, SHARED, BASES, CONSTANTS, dtype)
+            operands = _operands(words, zeros, SHARED, BASES, CONSTANTS, OUTPUTS[0])
             levels = tl.inline_asm_elementwise(ASM, CONSTRAINTS, operands, dtype=OUTPUTS, is_pure=True, pack=2)
         for part in tl.static_range(PARTS):
             total = tl.zeros(acc.shape, tl.float32)
@@ -160,7 +169,7 @@ def _product_kernel(
                     present = (within < GROUP) & (k < in_features)
                 x = tl.load(x_row + k) if WHOLE else tl.load(x_row + k, mask=present, other=0.0)
                 if ASM != "":
-                    w = levels[plane]
+                    w = exactly(levels[plane], dtype)
                 else:
                     w = level(field(words, plane, BITS), tl.expand_dims(zeros[part], -1), dtype)
                 total = tl.dot(w, x, total, input_precision="ieee")
@@ -221,8 +230,8 @@ def launch_product(
     With `rows` and `experts`, `tiles` holds the tiles of all experts in a row, and `bias` is [n_experts, out_features].
     """
     _product_kernel[(-(-tiles.out_features // launch.outputs), blocks)](
-        x, tiles.words, tiles.scale, tiles.magic_zero, bias, y, experts, rows,
-        len(y), rows_per_token, tiles.in_features, tiles.out_features, tiles.in_tiles, tiles.scale.shape[1],
+        x, tiles.words, tiles.groups, bias, y, experts, rows,
+        len(y), rows_per_token, tiles.in_features, tiles.out_features, tiles.in_tiles, tiles.groups.shape[1],
         HAS_BIAS=bias is not None, EXPERTS=experts is not None,
         **compiled_for(tiles, launch, x.dtype, device_of(x.device).assembly),
     )  # fmt: skip
@@ -233,25 +242,25 @@ def compiled_for(tiles: PlaneTiles, launch: Launch, dtype: torch.dtype, assembly
     planes = PLANES[tiles.bits]
     return {
         **tile_constants(tiles),
-        "SHARED": math.gcd(planes, tiles.planes_per_group),
+        "SHARED": planes // tiles.groups_per_tile,
         "WHOLE": tiles.in_tiles * planes * tiles.plane == tiles.in_features and tiles.in_tiles % launch.slices == 0,
         "BM": launch.tokens,
         "BN": launch.outputs,
         "SLICES": launch.slices,
-        **_assembly(unpack(assembly, tiles.bits, ACTIVATIONS.get(dtype)), TRITON_TYPES[dtype]),
+        **_assembly(unpack(assembly, tiles.bits, ACTIVATIONS.get(dtype))),
         "num_warps": launch.warps,
         "num_stages": launch.stages,
     }
 
 
-def _assembly(block: Unpack | None, dtype: tl.dtype) -> dict[str, Any]:
+def _assembly(block: Unpack | None) -> dict[str, Any]:
     """The kernel's constants for a block of assembly, or for none."""
     if block is None:
         return {"ASM": "", "CONSTRAINTS": "", "OUTPUTS": (), "CONSTANTS": (), "BASES": ()}
     return {
         "ASM": block.text,
         "CONSTRAINTS": block.constraints,
-        "OUTPUTS": (dtype,) * block.n_outputs,
+        "OUTPUTS": (tl.float16 if block.floats == "fp16" else tl.bfloat16,) * block.n_outputs,
         "CONSTANTS": tuple(pattern - (pattern >> 15 << 16) for pattern in block.constants),  # as int16
         "BASES": block.bases,
     }

@@ -15,11 +15,13 @@ neighbouring inputs, the order in which tensor cores want their operands.
 A plane lies in one group. Groups that are no multiple of a plane are padded to one, so any group size fits; where that
 would more than double the weight (groups of fewer than 8 inputs) it is refused. Outputs and inputs are padded to whole
 tiles; padded groups have the scale 0. Zero points are kept as the float16 number 1024 + z: the bits of a field under
-the exponent of 1024 read as 1024 + q, and the difference q - z is exact. Symmetric weights need none.
+the exponent of 1024 read as 1024 + q, and the difference q - z is exact. A group's zero point stands above the bits of
+its scale in one integer, so that they take one load. Symmetric weights need no zero points.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +38,11 @@ NARROWEST_PLANE = 16
 """Inputs that one tensor-core instruction takes."""
 TILE_OUT = 64
 """Outputs of a tile; a program takes a part of it, or several."""
+INTEGERS = {
+    torch.float16: (torch.int16, torch.int32), torch.bfloat16: (torch.int16, torch.int32),
+    torch.float32: (torch.int32, torch.int64),
+}  # fmt: skip
+"""The dtypes of scales to integers as wide and twice as wide."""
 MAGIC = 1024
 """float16 numbers from 1024 to 2047 have their integer offset in the low bits."""
 
@@ -46,10 +53,10 @@ class PlaneTiles:
 
     words: torch.Tensor
     """int16 [out_tiles, in_tiles, n_words, TILE_OUT, plane], contiguous."""
-    scale: torch.Tensor
-    """float [out_tiles, padded groups, TILE_OUT], the dtype of the checkpoint."""
-    magic_zero: torch.Tensor | None
-    """float16 [out_tiles, padded groups, TILE_OUT]: 1024 + zero_point; None when symmetric."""
+    groups: torch.Tensor
+    """[out_tiles, padded groups, TILE_OUT]: the scales in the checkpoint's dtype where the weight is symmetric; else
+    integers of twice their width, the scale's bits in the lower half, 1024 + zero_point as float16 above them."""
+    scale_dtype: torch.dtype
     bits: int
     group_size: int
     """Inputs per group."""
@@ -68,10 +75,19 @@ class PlaneTiles:
         return self.words.shape[1]
 
     @property
+    def groups_per_tile(self) -> int:
+        """Into how many parts of one group each a tile is cut."""
+        planes = PLANES[self.bits]
+        return planes // math.gcd(planes, self.planes_per_group)
+
+    @property
+    def symmetric(self) -> bool:
+        return self.groups.is_floating_point()
+
+    @property
     def nbytes(self) -> int:
         """Bytes that a product reads of it."""
-        parts = (self.words, self.scale, self.magic_zero)
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.words.nbytes + self.groups.nbytes
 
 
 def obstacle(weight: IntWeight) -> str | None:
@@ -99,10 +115,11 @@ def pack_tiles(weight: IntWeight) -> PlaneTiles:
         padded = F.pad(values, (0, pad_groups, 0, pad_out))
         return padded.view(-1, TILE_OUT, padded.shape[1]).transpose(1, 2).contiguous()
 
+    scale = by_group(weight.scale)
     return PlaneTiles(
         words=_pack_words(q, weight.bits, plane),
-        scale=by_group(weight.scale),
-        magic_zero=None if weight.symmetric else by_group(weight.zero_point).to(torch.float16) + MAGIC,
+        groups=scale if weight.symmetric else _pack_groups(scale, by_group(weight.zero_point)),
+        scale_dtype=scale.dtype,
         bits=weight.bits,
         group_size=weight.group_size,
         planes_per_group=planes_per_group,
@@ -122,12 +139,10 @@ def unpack_tiles(packed: PlaneTiles) -> IntWeight:
     def by_output(values: torch.Tensor) -> torch.Tensor:
         return values.transpose(1, 2).flatten(0, 1)[: packed.out_features, :n_groups]
 
-    scale = by_output(packed.scale).contiguous()
-    if packed.magic_zero is None:
-        zero_point = torch.full(scale.shape, 1 << (packed.bits - 1), dtype=torch.uint8, device=scale.device)
-    else:
-        zero_point = (by_output(packed.magic_zero) - MAGIC).to(torch.uint8)
-    return IntWeight(q.flatten(1).contiguous(), scale, zero_point, packed.group_size, packed.bits)
+    scale, zero_point = map(by_output, _unpack_groups(packed))
+    return IntWeight(
+        q.flatten(1).contiguous(), scale.contiguous(), zero_point.contiguous(), packed.group_size, packed.bits
+    )
 
 
 def join_tiles(weights: Sequence[PlaneTiles]) -> PlaneTiles | None:
@@ -140,12 +155,13 @@ def join_tiles(weights: Sequence[PlaneTiles]) -> PlaneTiles | None:
         return None
     if any(weight.out_features % TILE_OUT for weight in weights[:-1]):
         return None
-    symmetric = all(weight.magic_zero is None for weight in weights)
+    groups = [weight.groups for weight in weights]
+    if not all(weight.symmetric for weight in weights):
+        groups = [_pack_groups(*_unpack_groups(weight)) for weight in weights]
     return replace(
         first,
         words=torch.cat([weight.words for weight in weights]),
-        scale=torch.cat([weight.scale for weight in weights]),
-        magic_zero=None if symmetric else torch.cat([_with_zeros(weight) for weight in weights]),
+        groups=torch.cat(groups),
         out_features=sum(weight.out_features for weight in weights),
     )
 
@@ -155,21 +171,31 @@ def split_tiles(whole: PlaneTiles, out_features: Sequence[int]) -> list[PlaneTil
     parts, first = [], 0
     for rows in out_features:
         tiles = slice(first, first := first + -(-rows // TILE_OUT))
-        zero = None if whole.magic_zero is None else whole.magic_zero[tiles]
-        part = replace(whole, words=whole.words[tiles], scale=whole.scale[tiles], magic_zero=zero, out_features=rows)
-        parts.append(part)
+        parts.append(replace(whole, words=whole.words[tiles], groups=whole.groups[tiles], out_features=rows))
     return parts
 
 
 def _inputs(weight: PlaneTiles) -> tuple[object, ...]:
     """What weights must share to be read together."""
-    return weight.bits, weight.group_size, weight.in_features, weight.scale.dtype
+    return weight.bits, weight.group_size, weight.in_features, weight.scale_dtype
 
 
-def _with_zeros(weight: PlaneTiles) -> torch.Tensor:
-    if weight.magic_zero is not None:
-        return weight.magic_zero
-    return torch.full_like(weight.scale, MAGIC + (1 << (weight.bits - 1)), dtype=torch.float16)
+def _pack_groups(scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """Scales and zero points (uint8), alike in shape, to one integer for both."""
+    same, double = INTEGERS[scale.dtype]
+    magic = (zero_point.to(torch.float16) + MAGIC).view(torch.int16)
+    lower = scale.view(same).to(double) & (1 << 8 * scale.itemsize) - 1
+    return magic.to(double) << 8 * scale.itemsize | lower
+
+
+def _unpack_groups(packed: PlaneTiles) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points (uint8), [out_tiles, padded groups, TILE_OUT]."""
+    groups = packed.groups
+    if packed.symmetric:
+        return groups, torch.full(groups.shape, 1 << (packed.bits - 1), dtype=torch.uint8, device=groups.device)
+    same, _ = INTEGERS[packed.scale_dtype]
+    magic = (groups >> 8 * packed.scale_dtype.itemsize).to(torch.int16).view(torch.float16)
+    return groups.to(same).view(packed.scale_dtype), (magic - MAGIC).to(torch.uint8)
 
 
 def third_bit(plane: int) -> int:

@@ -99,5 +99,4 @@ def _seconds(copies: Iterable[PlaneTiles], x: torch.Tensor, launch: Launch) -> f
 
 
 def _copy(tiles: PlaneTiles) -> PlaneTiles:
-    zero = None if tiles.magic_zero is None else tiles.magic_zero.clone()
-    return replace(tiles, words=tiles.words.clone(), scale=tiles.scale.clone(), magic_zero=zero)
+    return replace(tiles, words=tiles.words.clone(), groups=tiles.groups.clone())

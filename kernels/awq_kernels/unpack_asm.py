@@ -60,16 +60,18 @@ class Unpack(NamedTuple):
     """16-bit patterns the block takes behind words and offsets."""
     bases: tuple[float, ...]
     """By plane: its offset is this minus 1024 + z, the form in which zero points are stored."""
+    floats: Activations
+    """The type of offsets and results."""
 
 
 def unpack(assembly: str | None, bits: int, activations: Activations | None) -> Unpack | None:
     """The block for a device's assembly (`nvidia`, `amd` or None) and the activations' type; None where there is none.
 
-    AMD's devices have no pairs of bfloat16 to compute with.
+    AMD's devices have no pairs of bfloat16 to compute with: what they give in float16 is converted, exactly.
     """
-    if assembly == "nvidia" and activations:
-        return nvidia(bits, activations)
-    return amd(bits) if assembly == "amd" and activations == "fp16" else None
+    if not activations:
+        return None
+    return nvidia(bits, activations) if assembly == "nvidia" else amd(bits) if assembly == "amd" else None
 
 
 @functools.cache
@@ -86,12 +88,12 @@ def nvidia(bits: int, activations: Activations) -> Unpack:
     lines = [_ptx(step, activations, register) for step in steps]
     text = "{ .reg .b32 " + ", ".join(["factor", *temporaries]) + ";\n" + "\n".join(lines) + " }"
     constraints = ["=&r"] * planes + ["r"] * (n_words + planes)
-    return Unpack(text, ",".join(constraints), planes, (), _bases(bits, activations))
+    return Unpack(text, ",".join(constraints), planes, (), _bases(bits, activations), activations)
 
 
 @functools.cache
 def amd(bits: int) -> Unpack:
-    """GCN, for gfx9 and later, with float16 activations.
+    """GCN, for gfx9 and later.
 
     One scalar register is all that an instruction of gfx9 may read: masks and factors are in one, the magic number is
     not. Registers for what comes in between are outputs of their own.
@@ -112,7 +114,8 @@ def amd(bits: int) -> Unpack:
     lines = [_gcn(step, register, constant) for step in steps]
     n_outputs = planes + len(temporaries)
     constraints = ["=&v"] * n_outputs + ["v"] * (n_words + planes + 1) + ["s"] * (len(constants) - 1)
-    return Unpack("\n".join(lines), ",".join(constraints), n_outputs, tuple(constants), _bases(bits, "fp16"))
+    bases = _bases(bits, "fp16")
+    return Unpack("\n".join(lines), ",".join(constraints), n_outputs, tuple(constants), bases, "fp16")
 
 
 def _steps(bits: int, activations: Activations) -> list[Step]:

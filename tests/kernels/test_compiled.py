@@ -21,11 +21,12 @@ QUICK = ["cuda:90", "hip:gfx942"]
 ALL = ["cuda:80", "cuda:86", "cuda:89", "cuda:90", "cuda:120", "hip:gfx90a", "hip:gfx942", "hip:gfx1100", "hip:gfx1201"]
 Facts = dict[str, dict[str, dict[str, Any]]]
 
-LIMITS = {"cuda": {"W2": 2.6, "W3": 3.0, "W4": 2.6, "W8": 3.0}, "hip": {"W2": 3.7, "W3": 5.0, "W4": 3.7, "W8": 4.2}}
-"""Thread-instructions (AMD: vector instructions) per weight: smallest block of tokens, float16, groups of 128.
+LIMITS = {"cuda": {"W2": 2.7, "W3": 3.0, "W4": 2.6, "W8": 3.0}, "hip": {"W2": 3.7, "W3": 5.0, "W4": 3.7, "W8": 4.2}}
+"""Thread-instructions (AMD: vector instructions) per weight: smallest block of tokens, float16, groups of 128;
+on NVIDIA at 4 bits also of 64 and 32.
 
-At 8 bits an H200 could afford 7.3. gfx11 holds every left operand twice, so each weight is unpacked twice there; the
-other AMD devices need two thirds."""
+At 8 bits an H200 could afford 7.3, at 2 bits an A100, for which the count is largest, 3.1. gfx11 holds every left
+operand twice, so each weight is unpacked twice there; the other AMD devices need two thirds."""
 SHARED_MEMORY = {"80": 163, "86": 99, "89": 99, "90": 227, "120": 99}
 """KB that a program may have, by compute capability; AMD's have 64."""
 SLACK = 1.03
@@ -78,10 +79,11 @@ def check(facts: Facts) -> None:
             bits, activations, group, shape = name.split()[:4]
             # A wave of 64 spreads the narrow tiles of 2 and 3 bits so that a lane loads 8 bytes.
             assert found["wide_loads"] > 0 or (target.startswith("hip") and bits in ("W2", "W3")), f"{name} on {target}"
-            if (activations, group) == ("fp16", "g128") and shape.startswith(("8x", "16x")):
-                few = shape.startswith("8x") or target.startswith("hip")
-                limit = LIMITS[target.partition(":")[0]][bits]
-                assert not few or found["per_weight"] <= limit, f"{name} on {target}: {found}"
+            vendor = target.partition(":")[0]
+            few = shape.startswith("8x" if vendor == "cuda" else "16x")
+            held = group == "g128" or (vendor, bits) == ("cuda", "W4")
+            if activations == "fp16" and few and held:
+                assert found["per_weight"] <= LIMITS[vendor][bits], f"{name} on {target}: {found}"
 
 
 def test_decode_kernels(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_decode_kernels(tmp_path: Path) -> None:
     facts = compiled(QUICK, tmp_path, "--quick")
     check(facts)
     w4 = next(found for name, found in facts["cuda:90"].items() if name.startswith("W4 fp16 g128"))
-    assert w4["per_weight"] <= 2.3
+    assert w4["per_weight"] <= 2.0
     assert w4["registers"] <= 128
 
 

@@ -73,7 +73,7 @@ def test_calls_compile_with_their_own_arguments(launched: list[tuple[str, tuple[
     bias = torch.zeros(200, dtype=torch.float16)
     product.matmul(random_tokens(1, 512, torch.float16), tiles, bias)
     product.matmul(random_tokens(70, 512, torch.float16), tiles)
-    stack = experts.stack_tiles([pack_tiles(random_weight(64, 256, 64, seed=n)) for n in range(3)])
+    stack = experts.stack_tiles([pack_tiles(random_weight(64, 256, 128, seed=n)) for n in range(3)])
     assert stack is not None
     routing = experts.route(torch.tensor([0, 2, 2, 1]), 3, 16)
     experts.matmul_experts(random_tokens(2, 256, torch.float16), stack, routing)

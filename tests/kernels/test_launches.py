@@ -49,15 +49,26 @@ def test_nvidia_families(capability: int, family: str) -> None:
 
 @pytest.mark.parametrize("in_tiles", [1, 2, 3, 7])
 def test_no_more_slices_than_tiles(in_tiles: int) -> None:
-    launch = shipped(4, 4096, in_tiles, 8, NVIDIA)
+    launch = shipped(pack_tiles(random_weight(64, 128 * in_tiles, 128)), 4096, 8, NVIDIA)
     assert 1 <= launch.slices <= in_tiles
     assert launch.warps >= 1
 
 
 def test_narrow_weights_are_cut_into_more_programs() -> None:
-    narrow, wide = (shipped(4, rows, 64, 8, NVIDIA) for rows in (1024, 1 << 16))
+    tiles = pack_tiles(random_weight(64, 1024, 128))
+    narrow, wide = (shipped(tiles, rows, 8, NVIDIA) for rows in (1024, 1 << 16))
     assert narrow.outputs < wide.outputs
     assert narrow.slices > wide.slices
+
+
+def test_several_groups_in_a_tile_ask_for_wider_programs() -> None:
+    weights = (pack_tiles(random_weight(64, 1024, group_size)) for group_size in (128, 64, 32))
+    assert [shipped(tiles, 1024, 8, NVIDIA).outputs for tiles in weights] == [16, 32, 32]
+
+
+def test_three_bits_have_less_in_flight_as_their_tiles_are_longer() -> None:
+    four, three = (shipped(pack_tiles(random_weight(64, 2048, 128, bits=b)), 8192, 8, NVIDIA) for b in (4, 3))
+    assert (four.stages, three.stages) == (3, 2)
 
 
 def test_what_was_measured_comes_first() -> None:

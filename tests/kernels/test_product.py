@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from truth import FLOAT32_SUMS, best_error, random_tokens, random_weight, relative_error, truth
@@ -16,7 +18,7 @@ from awq_kernels import product, tuning
 from awq_kernels.dequantize import dequantize
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.launches import TABLE, Launch, Launches
-from awq_kernels.plane import INTERPRETED
+from awq_kernels.plane import INTERPRETED, exactly
 from awq_kernels.tiles import PLANES, join_tiles, pack_tiles, split_tiles
 
 if not INTERPRETED and not torch.cuda.is_available():
@@ -98,7 +100,7 @@ def test_every_combination(shape: tuple[int, int, int], bits: int, n_tokens: int
 def test_symmetric_weights_have_no_zero_points_to_read(bits: int) -> None:
     weight = random_weight(*SMALL, symmetric=True, bits=bits)
     tiles = pack_tiles(weight.to(DEVICE))
-    assert tiles.magic_zero is None
+    assert tiles.symmetric
     x = random_tokens(5, SMALL[1], torch.float16)
     check_error(product.matmul(x.to(DEVICE), tiles), x, weight)
 
@@ -140,9 +142,10 @@ def test_float32_activations_keep_float32_accuracy(bits: int) -> None:
     check_error(y, x, weight)
 
 
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
 @pytest.mark.parametrize("scale", [torch.bfloat16, torch.float32])
-def test_scales_are_taken_as_they_are(scale: torch.dtype) -> None:
-    weight = random_weight(64, 256, 64, scale_dtype=scale)
+def test_scales_are_taken_as_they_are(scale: torch.dtype, symmetric: bool) -> None:
+    weight = random_weight(64, 256, 64, symmetric, scale_dtype=scale)
     x = random_tokens(2, 256, torch.float32)
     y = product.matmul(x.to(DEVICE), pack_tiles(weight.to(DEVICE)))
     check_error(y, x, weight)
@@ -206,6 +209,21 @@ def test_dequantize_is_exact_in_float32(bits: int) -> None:
     weight = random_weight(70, 144, 48, bits=bits)
     found = dequantize(pack_tiles(weight.to(DEVICE)), torch.float32)
     assert torch.equal(found.double().cpu(), truth(torch.eye(144), weight).T)
+
+
+@triton.jit
+def _bfloat16_bits_kernel(x_ptr, bits_ptr):
+    i = tl.arange(0, 512)
+    tl.store(bits_ptr + i, exactly(tl.load(x_ptr + i), tl.bfloat16).to(tl.int16, bitcast=True))
+
+
+def test_integers_are_exact_in_bfloat16() -> None:
+    """All that q - z can be."""
+    x = torch.arange(-256, 256).half()
+    bits = torch.empty(512, dtype=torch.int16, device=DEVICE)
+    _bfloat16_bits_kernel[(1,)](x.to(DEVICE), bits)
+    assert torch.equal(bits.cpu().view(torch.bfloat16), x.bfloat16())
+    assert torch.equal(x.bfloat16().half(), x)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU computes with bfloat16")

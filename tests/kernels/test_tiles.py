@@ -82,11 +82,23 @@ def test_three_bits_are_two_and_one() -> None:
 
 def test_padded_groups_have_no_weight() -> None:
     packed = pack_tiles(random_weight(72, 288, 32))
-    assert packed.scale.shape == (2, 12, TILE_OUT)
-    assert not packed.scale[:, 9:].any()
-    assert not packed.scale[1, :, 72 - TILE_OUT :].any()
-    assert packed.magic_zero is not None
-    assert (packed.magic_zero >= MAGIC).all()
+    assert packed.groups.shape == (2, 12, TILE_OUT)
+    scale, magic_zero = packed.groups.view(torch.float16).unflatten(-1, (-1, 2)).unbind(-1)
+    assert not scale[:, 9:].any()
+    assert not scale[1, :, 72 - TILE_OUT :].any()
+    assert (magic_zero >= MAGIC).all()
+
+
+@pytest.mark.parametrize("scale", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_group_is_one_integer(scale: torch.dtype) -> None:
+    """The scale's bits below, those of the zero point above."""
+    weight = random_weight(64, 256, 64, scale_dtype=scale)
+    group = int(pack_tiles(weight).groups[0, 2, 7])
+    width = 8 * scale.itemsize
+    bits = torch.tensor([group % (1 << width)]).to(torch.int64)
+    found = bits.to(torch.int32 if width == 32 else torch.uint16).view(scale)
+    assert torch.equal(found[0], weight.scale[7, 2])
+    assert group >> width == 0x6400 + int(weight.zero_point[7, 2])
 
 
 @pytest.mark.parametrize("bits", PLANES)

@@ -123,7 +123,8 @@ def test_constraints_name_every_operand() -> None:
 
 def test_there_is_none_for_other_devices_and_types() -> None:
     assert unpack(None, 4, "fp16") is None
-    assert unpack("amd", 4, "bf16") is None
+    assert unpack("amd", 4, None) is None
+    assert unpack("amd", 4, "bf16") == unpack("amd", 4, "fp16"), "converted afterwards"
     assert unpack("nvidia", 4, None) is None
 
 
