@@ -14,7 +14,7 @@ DEMO = str(files("awq_engine") / "data" / "demo-model")
 def main() -> int:
     commands = [["benchmarks.quality", DEMO, "--seq-len", "256", "--samples", "32"]]
     if torch.cuda.is_available():
-        commands.append(["benchmarks.kernel_bandwidth", "--quick"])
+        commands += [["benchmarks.kernel_bandwidth", "--quick"], ["benchmarks.kernel_peers", "--quick"]]
     return max(subprocess.run([sys.executable, "-m", *command], check=False).returncode for command in commands)
 
 

@@ -86,10 +86,7 @@ def _parse() -> argparse.Namespace:
 
 def _ways(options: argparse.Namespace, shape: Shape, work: Path) -> tuple[dict[str, Measure], str]:
     """What is measured, by name, ours first; and which decoder ours is."""
-    folder = work / f"{options.shape}-{shape.blocks}-w4{'-head' if options.head else ''}"
-    if not folder.is_dir():
-        write_synthetic(folder, shape, rounded=QuantSpec(4, 128, symmetric=False), head=options.head)
-    ours = prepare_decoding(load_model(folder, device="cpu"))
+    folder, ours = synthetic_model(work, options.shape, shape, "cpu", options.head)
     others = {"forward": replace(ours, fast=None)}
     if not options.head:
         others["quick head"] = prepare_decoding(ours, quick_head=True)
@@ -98,14 +95,22 @@ def _ways(options: argparse.Namespace, shape: Shape, work: Path) -> tuple[dict[s
     for peer in filter(None, options.peers.split(",")):
         if peer in ("float32", "bfloat16"):
             floats = load_dequantized(folder, device="cpu", dtype=getattr(torch, peer))
-            _check(ours, floats)
+            check(ours, floats)
             ways[peer] = lambda tokens, floats=floats: _transformers(floats, tokens)
         else:
             ways[peer] = llama_cpp(work / f"{options.shape}-{shape.blocks}-{peer}.gguf", shape, peer, options.threads)
     return ways, ours.decoding
 
 
-def _check(ours: LoadedModel, floats: LoadedModel) -> None:
+def synthetic_model(work: Path, name: str, shape: Shape, device: str, head: bool = False) -> tuple[Path, LoadedModel]:
+    """A W4 g128 checkpoint of random weights in `work`, written when it is not there, and the same ready to chat."""
+    folder = work / f"{name}-{shape.blocks}-w4{'-head' if head else ''}"
+    if not folder.is_dir():
+        write_synthetic(folder, shape, rounded=QuantSpec(4, 128, symmetric=False), head=head)
+    return folder, prepare_decoding(load_model(folder, device=device))
+
+
+def check(ours: LoadedModel, floats: LoadedModel) -> None:
     """Both must find the same tokens likely before either is timed."""
     expected = open_decoder(floats).read(PROMPT, keep=len(PROMPT))
     found = open_decoder(ours).read(PROMPT, keep=len(PROMPT))
