@@ -4,8 +4,8 @@ The app (or any program) starts it with pipes and speaks JSON, one object a line
 parent: the end of its standard input ends it at once. Only protocol lines ever reach its standard output; whatever
 libraries print goes to standard error, which the parent should send to a file.
 
-MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D` and `--quick-head`. First the
-worker loads it and says `ready`; requests may come before that.
+MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D`,
+`--quick-head` and `--kv-cache float|int8`. First the worker loads it and says `ready`; requests may come before that.
 
 Worker to parent:
 
@@ -167,7 +167,7 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
 
     try:
         loaded = load_model(resolved.path, backend=options.backend, device=options.device)
-        loaded = prepare_decoding(loaded, quick_head=options.quick_head)
+        loaded = prepare_decoding(loaded, quick_head=options.quick_head, kv_cache=options.kv_cache)
     except Exception as error:
         raise _named(error) from error
     wire.send(
@@ -201,6 +201,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="auto", choices=["auto", "triton", "cpu", "reference"])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--quick-head", action="store_true", help="read an output head in floats in 4 bits first")
+    parser.add_argument(
+        "--kv-cache", choices=["float", "int8"], default="float", help="what keys and values are kept in"
+    )
     return parser.parse_args(arguments)
 
 

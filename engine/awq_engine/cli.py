@@ -260,6 +260,9 @@ def _add_chat(commands: Commands) -> None:
     parser.add_argument(
         "--quick-head", action="store_true", help="on a CPU: exact logits for the likeliest 256 tokens only, but sooner"
     )
+    parser.add_argument(
+        "--kv-cache", choices=["float", "int8"], default="float", help="int8: a long conversation in less memory"
+    )
 
 
 def _add_convert(commands: Commands) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,12 +19,15 @@ from torch import nn
 from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
 from awq_engine.graph_decoder import GraphDecoder
+from awq_engine.key_values import ByteKeyValues
 from awq_engine.quick_head import QuickHead
 from awq_engine.reading import Decoder, Reader
-from awq_engine.runtime import FLOAT_BACKEND, LoadedModel
+from awq_engine.runtime import LoadedModel
 from awq_engine.steps import TritonSteps
 from awq_engine.transformers_decoder import KINDS, ODD, WORDS, difference, usable_cache
 
+KvCache = Literal["float", "int8"]
+"""What keys and values are kept in."""
 CHECKED = 12
 """Tokens run through both: most of them as a prompt, the last `STEPS` one by one."""
 STEPS = 3
@@ -58,12 +61,18 @@ def open_decoder(loaded: LoadedModel) -> Decoder:
     return GraphDecoder(loaded.fast) if loaded.graphs else FastDecoder(loaded.fast)
 
 
-def prepare_decoding(loaded: LoadedModel, *, quick_head: bool = False) -> LoadedModel:
+def prepare_decoding(loaded: LoadedModel, *, quick_head: bool = False, kv_cache: KvCache = "float") -> LoadedModel:
     """The same model with the fastest decoder that is right for it, and in `decoding` which one that is and why.
 
     Args:
         quick_head: an output head in floats may be read in 4 bits first (`quick_head`); on the CPU only.
+        kv_cache: `int8` keeps keys and values in bytes (`key_values`), in our own decoder only.
     """
+    found = _fastest(loaded, quick_head)
+    return found if kv_cache == "float" else _with_bytes(found)
+
+
+def _fastest(loaded: LoadedModel, quick_head: bool) -> LoadedModel:
     try:
         fast = read_model(loaded.model, loaded.context_length, loaded.dtype)
         _check(loaded, fast)
@@ -84,6 +93,13 @@ def _by_transformers(loaded: LoadedModel, reason: str) -> LoadedModel:
     except ODD:  # it cannot be run at all: the first answer will say why
         cache = "pieces"
     return replace(loaded, fast=None, cache=cache, decoding=f"{WORDS[cache]}, as {reason}")
+
+
+def _with_bytes(loaded: LoadedModel) -> LoadedModel:
+    if loaded.fast is None:
+        return replace(loaded, decoding=f"{loaded.decoding}; its cache stays in floats")
+    fast = replace(loaded.fast, key_values=ByteKeyValues)
+    return replace(loaded, fast=fast, decoding=f"{loaded.decoding}, its cache in 8 bits")
 
 
 def _with_quick_head(loaded: LoadedModel, fast: FastModel) -> LoadedModel:
@@ -120,10 +136,9 @@ def _with_graphs(loaded: LoadedModel) -> LoadedModel:
 
 def _check(loaded: LoadedModel, fast: FastModel, kind: type[FastDecoder] = FastDecoder) -> None:
     """Raises `MisfitError` when our decoder does not compute what transformers computes."""
-    exact = loaded.dtype == torch.float32 and loaded.backend in (FLOAT_BACKEND, "reference")
     for first in {0, max(0, (loaded.context_length or 0) - CHECKED)}:
         found = compare(loaded, kind(fast, first))
-        if not found <= (EXACT if exact else ROUNDED):
+        if not found <= (EXACT if loaded.in_float32 else ROUNDED):
             raise MisfitError(f"its logits would differ by {found:.1e} at position {first}")
 
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from awq_engine.joined import join_linears
+from awq_engine.key_values import KeyValues
 from awq_engine.reading import Decoder
 from awq_engine.steps import HeadNorms, Norm, Place, Steps
 
@@ -81,6 +82,8 @@ class FastModel:
     """Takes the place of `head` for those who asked for it."""
     steps: Steps = field(default_factory=Steps)
     """How what lies between the products is computed."""
+    key_values: type[KeyValues] = KeyValues
+    """How a block's keys and values are kept."""
 
 
 def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.dtype) -> FastModel:
@@ -211,10 +214,9 @@ class FastDecoder(Decoder):
         self.first_position = first_position
         self.length = 0
         self.capacity = 0
-        self._cache: list[torch.Tensor] = [
-            torch.empty(2, block.kv_heads, 0, block.head_dim, device=model.device, dtype=model.dtype)
-            for block in model.blocks
-        ]  # of each block: keys and values, [2, kv_heads, capacity, head_dim]
+        self._cache = [
+            model.key_values(block.kv_heads, block.head_dim, model.dtype, model.device) for block in model.blocks
+        ]
         self._cos = self._sin = torch.empty(0)  # [capacity, 1, head_dim]
 
     @torch.inference_mode()
@@ -246,10 +248,8 @@ class FastDecoder(Decoder):
         if length <= self.capacity:
             return
         self.capacity = max(length, min(max(256, 2 * self.capacity), self.model.context_length or length))
-        for index, old in enumerate(self._cache):
-            new = old.new_zeros(2, old.shape[1], self.capacity, old.shape[3])
-            new[:, :, : old.shape[2]] = old
-            self._cache[index] = new
+        for cache in self._cache:
+            cache.grow(self.capacity)
         positions = torch.arange(self.capacity, device=self.model.device) + self.first_position
         cos, sin = self.model.rotations(positions)
         half = sin.shape[1] // 2
@@ -278,7 +278,7 @@ def seen_keys(queries: torch.Tensor, n_keys: int, window: int | None) -> torch.T
 def _attention(
     steps: Steps,
     block: Block,
-    cache: torch.Tensor,
+    cache: KeyValues,
     x: torch.Tensor,
     step: Step,
     rotation: tuple[torch.Tensor, torch.Tensor],
@@ -286,9 +286,9 @@ def _attention(
     """Of the normed `x` [n, hidden], turned by `rotation`; keys and values go into `cache`."""
     n, group, mask = len(x), block.heads // block.kv_heads, step.masks[block.window]
     heads = block.qkv(x).view(n, block.heads + 2 * block.kv_heads, block.head_dim)
-    queries = steps.turn(heads, block.head_norms, cache, step.where, *rotation)
+    queries = cache.take(steps, heads, block.head_norms, step.where, rotation)
     first = 0 if mask is not None or block.window is None else max(0, step.stop - block.window)
-    keys, values = cache[:, :, None, first : step.stop]  # [kv_heads, 1, n_keys, head_dim]
+    keys, values = cache.read(first, step.stop)[:, :, None]  # [kv_heads, 1, n_keys, head_dim]
     queries = queries.view(n, block.kv_heads, group, block.head_dim)
     if n == 1:  # the heads that share a key are its queries: nothing is repeated
         y = F.scaled_dot_product_attention(queries.transpose(0, 1), keys, values, attn_mask=mask, scale=block.scale)

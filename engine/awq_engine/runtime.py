@@ -70,6 +70,11 @@ class LoadedModel:
     kept: list[Reader] = field(default_factory=list, init=False, repr=False, compare=False)
     """What was read last, unless it is lent (`decoding.lent_reader`)."""
 
+    @property
+    def in_float32(self) -> bool:
+        """Whether activations are rounded to nothing shorter on the way."""
+        return self.dtype == torch.float32 and self.backend in (FLOAT_BACKEND, "reference")
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Read when first asked for; `BadInputError` when the folder has none that can be used."""

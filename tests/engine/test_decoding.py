@@ -23,7 +23,7 @@ from awq_engine.reading import Reader
 from awq_engine.runtime import LoadedModel, load_model
 from awq_engine.sampling import Sampler
 from awq_engine.sampling_settings import Sampling
-from awq_engine.transformers_decoder import TransformersDecoder
+from awq_engine.transformers_decoder import TransformersDecoder, usable_cache
 
 TEXT = [(37 * n * n + 11) % 2000 + 3 for n in range(90)]
 LLAMA3 = {
@@ -185,6 +185,18 @@ def test_the_step_that_a_graph_captures(name: str, tmp_path: Path, monkeypatch: 
         assert decoder.rewind(0)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_looks_ahead_has_no_cache_however_little_that_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever tolerance its logits would pass."""
+    monkeypatch.setattr("awq_engine.transformers_decoder.SIMILAR", 10.0)
+    folder = write_tiny_model(tmp_path / "model", transformers.BertConfig(**TINY))
+    loaded = load_model(folder, device="cpu", dtype=torch.bfloat16)
+    assert not loaded.in_float32
+    assert usable_cache(loaded) == "none"
+
+
 RULES = {
     "greedy": Sampling(temperature=0),
     "penalized": Sampling(temperature=0, repetition_penalty=1.5),
@@ -247,6 +259,41 @@ def test_graphs_give_the_logits_of_transformers(name: str, tmp_path: Path) -> No
         tokens = decoder.draw(decoder.read(text[:200])[-1], Sampler(RULES["lively"], 0, text))
         texts.append([next(tokens) for _ in range(100)])
     assert texts[0][:8] == texts[1][:8], "later on, other rounding may lead elsewhere"
+
+
+@pytest.mark.parametrize("name", ["llama", "window", "head-norms"])
+@pytest.mark.parametrize("kind", [FastDecoder, Uncaptured])
+def test_a_cache_in_bytes_is_near(name: str, kind: type[FastDecoder], tmp_path: Path) -> None:
+    """However the text is cut, and after it was taken back. Scores are far apart in a random model, more so where heads
+    are normed, which makes much of small differences; logits that have nothing to do with each other differ by 1.4."""
+    before = expected_logits(loaded := load(tmp_path / "model", *FITTING[name]), TEXT)
+    prepared = prepare_decoding(loaded, kv_cache="int8")
+    assert prepared.decoding == "our own decoder, its cache in 8 bits"
+    assert prepared.fast is not None
+    decoder = kind(replace(prepared.fast, context_length=None))
+    for first in (60, 20):
+        assert decoder.rewind(0)
+        pieces = [TEXT[:first], TEXT[first:70], *([token] for token in TEXT[70:])]
+        found = torch.cat([decoder.read(piece, keep=len(piece)) for piece in pieces])
+        assert 1e-6 * before.norm() < (found - before).norm() < 0.1 * before.norm()
+
+
+def test_a_cache_in_bytes_takes_a_quarter(tmp_path: Path) -> None:
+    """Of that in float32, and a step for each head and token."""
+    loaded = load(tmp_path / "model", *FITTING["wide-heads"])
+    sizes = []
+    for kept in ("float", "int8"):
+        fast = prepare_decoding(loaded, kv_cache=kept).fast
+        assert fast is not None
+        decoder = FastDecoder(fast)
+        decoder.read(TEXT)
+        sizes.append(sum(tensor.nbytes for cache in decoder._cache for tensor in vars(cache).values()))
+    assert sizes[1] == sizes[0] * (32 + 4) / (4 * 32)
+
+
+def test_only_our_own_decoder_has_a_cache_in_bytes(tmp_path: Path) -> None:
+    kind, changes, _ = OTHERS["joined-already"]
+    assert prepare_decoding(load(tmp_path, kind, changes), kv_cache="int8").decoding.endswith("stays in floats")
 
 
 def test_a_quick_head_knows_the_likeliest_tokens_exactly(tmp_path: Path) -> None:

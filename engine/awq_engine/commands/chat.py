@@ -30,7 +30,7 @@ def chat(args: argparse.Namespace) -> int:
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_prompt()
     loaded = load_model(resolve_model(args.model).path, backend=args.backend, device=args.device)
-    loaded = prepare_decoding(loaded, quick_head=args.quick_head)
+    loaded = prepare_decoding(loaded, quick_head=args.quick_head, kv_cache=args.kv_cache)
     note(introduce(loaded))
     for sentence in loaded.notes:
         note(one_line(sentence))
