@@ -12,7 +12,7 @@ from awq_engine.journal import JournalReader
 from awq_engine.runs import Run, RunStatus, list_runs
 from awq_engine.side_jobs import Standing
 from awq_engine.speeds import SPEED, Speeds, read_speeds
-from awq_engine.state import Phase, RunState, reduce
+from awq_engine.state import Phase, RunState, at_a_glance, reduce
 
 _ENDINGS = {Phase.DONE: RunStatus.DONE, Phase.CANCELLED: RunStatus.CANCELLED, Phase.FAILED: RunStatus.FAILED}
 NOT_MEASURED, NOT_TIMED = Measuring(), Standing()
@@ -68,7 +68,9 @@ class _Entry:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._reader: JournalReader = run.reader()
-        self._state = RunState()
+        glance = at_a_glance(run.last_record())
+        self._at_rest = glance is not None
+        self._state = glance or RunState()
         self._file: RunFile | None = None
         self._problem = ""
         self._last: RunSummary | None = None
@@ -82,7 +84,9 @@ class _Entry:
     def summarize(self) -> RunSummary:
         """The lock is looked at before the journal: an engine that ends in between has then written its last word."""
         locked = self._run.is_locked()
-        for record in self._reader.read():
+        if locked and self._at_rest:  # it is at work again: now every line counts
+            self._at_rest, self._state = False, RunState()
+        for record in () if self._at_rest else self._reader.read():
             self._state = reduce(self._state, record)
         status = RunStatus.RUNNING if locked else _ENDINGS.get(self._state.phase, RunStatus.INTERRUPTED)
         beside = self._beside() if status is RunStatus.DONE else (NOT_MEASURED, NOT_TIMED, None)

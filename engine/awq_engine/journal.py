@@ -20,6 +20,8 @@ PROGRESS_SECONDS = 0.2
 """Progress is reported at most this often."""
 MAX_LINE = 8 << 20
 """Bytes; a longer line cannot be ours."""
+TAIL = 1 << 16
+"""Bytes in which the last line is looked for first."""
 
 
 class EventSink(Protocol):
@@ -115,6 +117,19 @@ def parse_line(line: bytes) -> Record | None:
 def read_journal(path: Path) -> list[Record]:
     """Every readable record of a journal file."""
     return JournalReader(path).read()
+
+
+def last_record(path: Path) -> Record | None:
+    """The newest readable record, found from the file's end: a journal may have a hundred thousand lines."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    lines = data[: data.rfind(b"\n") + 1].split(b"\n")
+    found = next((record for line in reversed(lines) if (record := parse_line(line))), None)
+    return found if found or len(data) < TAIL else next(reversed(read_journal(path)), None)
 
 
 def _cut_torn_line(path: Path) -> int:

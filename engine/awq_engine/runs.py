@@ -28,7 +28,7 @@ from pathlib import Path
 from awq_engine.config import RunConfig, RunFile
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
-from awq_engine.journal import JournalReader, read_journal
+from awq_engine.journal import JournalReader, last_record, read_journal
 from awq_engine.locks import is_locked, take_lock
 from awq_engine.storage import runs_dir, write_atomically
 
@@ -101,6 +101,9 @@ class Run:
     def records(self) -> list[Record]:
         return read_journal(self.journal_path)
 
+    def last_record(self) -> Record | None:
+        return last_record(self.journal_path)
+
     def reader(self) -> JournalReader:
         return JournalReader(self.journal_path)
 
@@ -108,8 +111,8 @@ class Run:
         """What the lock and the last event say, at this moment."""
         if self.is_locked():
             return RunStatus.RUNNING
-        records = self.records()
-        return _ENDINGS.get(type(records[-1].event), RunStatus.INTERRUPTED) if records else RunStatus.INTERRUPTED
+        last = self.last_record()
+        return _ENDINGS.get(type(last.event), RunStatus.INTERRUPTED) if last else RunStatus.INTERRUPTED
 
     def is_locked(self) -> bool:
         return is_locked(self.path / "lock")

@@ -205,6 +205,15 @@ def replay(records: Iterable[e.Record]) -> RunState:
     return state
 
 
+def at_a_glance(last: e.Record | None) -> RunState | None:
+    """What a list shows of a run that is done, from the last line of its journal alone; None for any other."""
+    if last is None or not isinstance(last.event, e.RunFinished):
+        return None
+    seconds = last.event.result.get("seconds")
+    worked = float(seconds) if isinstance(seconds, int | float) else 0.0
+    return reduce(RunState(earlier_seconds=worked), last)
+
+
 def reduce(state: RunState, record: e.Record) -> RunState:
     """The state after one more record."""
     return replace(_apply(record.event, state, record.time), updated=record.time, last_seq=record.seq)

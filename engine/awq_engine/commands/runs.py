@@ -10,7 +10,7 @@ from awq_engine.commands.console import note, result, result_json, table
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.format import duration, preset_label
 from awq_engine.runs import Run, find_run, list_runs
-from awq_engine.state import replay
+from awq_engine.state import at_a_glance, replay
 from awq_engine.storage import runs_dir
 
 
@@ -58,7 +58,8 @@ def remove(args: argparse.Namespace) -> int:
 
 
 def _describe(run: Run) -> dict[str, Any]:
-    status, state = run.status(), replay(run.records())
+    status = run.status()
+    state = at_a_glance(run.last_record()) or replay(run.records())
     row: dict[str, Any] = {
         "run_id": run.id, "status": "paused" if status == "running" and state.paused else str(status),
         "fraction": state.fraction(),
