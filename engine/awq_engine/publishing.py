@@ -99,7 +99,12 @@ def run_result(run: Run, plan: Plan, state: RunState, bytes_after: int) -> dict[
 
 
 def already_published(run: Run, config: RunConfig) -> bool:
-    """Whether this very run's output is complete: the engine died between publishing and saying so."""
+    """Whether this very run's output is complete: the engine died between publishing and saying so.
+
+    A run that was begun within a second of one that was deleted can have its name; it has verified nothing yet.
+    """
+    if replay(run.records()).verified is None:
+        return False
     try:
         return read_report(Path(config.output))["result"].get("run_id") == run.id
     except (BadInputError, KeyError, AttributeError):

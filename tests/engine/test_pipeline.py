@@ -454,6 +454,19 @@ def test_hidden_states_on_disk_change_nothing(make_run: Callable[..., Run], tmp_
     assert any("kept on disk" in warning for warning in replay(disk.records()).warnings)
 
 
+def test_a_run_with_the_name_of_a_deleted_one_is_done(make_run: Callable[..., Run]):
+    """Names tell seconds; the output of the deleted run says that it is this one's."""
+    first = make_run()
+    finish(first)
+    first.remove()
+    second = make_run(overwrite=True, group_size=64)
+    second.path.rename(first.path)
+    events = finish(first)
+
+    assert any(isinstance(event, LinearQuantized) for event in events)
+    assert read_report(Path(first.config().output))["result"]["group_size"] == 64
+
+
 def test_engine_that_died_after_publishing_leaves_no_blocks(make_run: Callable[..., Run]):
     """Resumed, it only says that it is done, and clears away what it had no time for."""
     run = make_run()
