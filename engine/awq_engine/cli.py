@@ -18,7 +18,7 @@ from awq_engine.commands.console import result_json
 from awq_engine.commands.remote import run_there, split_host
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
 from awq_engine.crash import write_crash_report
-from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error
+from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error, is_panic
 from awq_engine.runs import QUIET_THREADS
 from awq_engine.sanitize import plain, redacted
 
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         return _report(_as_ours(error), as_json=getattr(args, "json", False))
 
 
@@ -338,7 +340,7 @@ def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def _as_ours(error: Exception) -> AwqError:
+def _as_ours(error: BaseException) -> AwqError:
     """What to tell a person about `error`: itself, a lack of memory or disk, or a bug with its report."""
     if known := as_known_error(error):
         return known

@@ -92,11 +92,18 @@ def as_known_error(error: BaseException) -> AwqError | None:
     """The error as one of ours, if it is one or means one (what the system refuses, no memory); None for a bug."""
     if isinstance(error, AwqError):
         return error
+    if is_panic(error):
+        return BadInputError(f"A file is damaged in a way that its library does not survive: {last_clause(error)}")
     if isinstance(error, OSError) and error.errno in _SYSTEM:
         return _about_system(error)
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return ResourceError("There is not enough memory for this; use fewer or shorter samples, or another device.")
     return None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up on what it read: no `Exception`, so that nobody goes on by accident."""
+    return type(error).__name__ == "PanicException"
 
 
 def _about_system(error: OSError) -> AwqError:

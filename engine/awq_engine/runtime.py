@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from awq_engine.architecture import auto_class
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.errors import BadInputError, UsageError, last_clause
+from awq_engine.errors import BadInputError, UsageError, is_panic, last_clause
 from awq_engine.events import LinearQuantized
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
@@ -138,7 +138,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         tokenizer.decode(tokenizer("A cat.", verbose=False)["input_ids"])  # some damage shows only when it is used
         return tokenizer
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise BadInputError(f"{path} has no tokenizer that can be used: {last_clause(error)}") from error
 
 

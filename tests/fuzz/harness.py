@@ -102,9 +102,9 @@ def _attempt(
     except AwqError as error:
         tally.refused += 1
         problem = _bad_sentence(error)
-    except TooLong as error:
-        problem = _place(error)
-    except Exception as error:
+    except BaseException as error:  # a panic in native code is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         problem = _place(error)
     else:
         problem = None

@@ -17,6 +17,7 @@ import pytest
 from awq_engine.checkpoint import read_checkpoint, read_header
 from awq_engine.commands.console import result_json
 from awq_engine.config import RunFile
+from awq_engine.demo import MODEL
 from awq_engine.errors import AwqError, BadInputError, UsageError, as_known_error, last_clause
 from awq_engine.evaluations import read_evaluation
 from awq_engine.events import Record
@@ -299,3 +300,11 @@ def test_headers_on_the_hub_with_one_offset(tmp_path: Path) -> None:
 def test_tool_calls_that_are_no_list(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="tool_calls are int, not a list"):
         parse("text in JSON", {"messages": [{"role": "assistant", "content": None, "tool_calls": 2}]}, tmp_path)
+
+
+def test_a_tokenizer_that_its_library_does_not_survive(tmp_path: Path) -> None:
+    """Its template has a token that it does not list: the library panics, and a panic is no `Exception`."""
+    found = json.loads((Path(str(MODEL)) / "tokenizer.json").read_text())
+    del found["post_processor"]["special_tokens"]["<s>"]
+    with pytest.raises(BadInputError, match="no tokenizer that can be used: no entry found for key"):
+        parse("tokenizer.json", found, tmp_path)
