@@ -27,16 +27,17 @@ class SectionTab(Static):
         super().__init__(markup=False, id=f"tab-{section}")
         self.section = section
         self.number = number
-        self._shown = -1
-        self.show_running(0)
+        self._shown = (-1, False)
+        self.show(0)
 
-    def show_running(self, running: int) -> None:
-        """How many runs are at work, beside the name."""
-        if running == self._shown:
+    def show(self, running: int, active: bool = False) -> None:
+        """The name, bright on the section that is open, and beside it how many runs are at work."""
+        if (running, active) == self._shown:
             return
-        self._shown = running
+        self._shown = (running, active)
         badge = f" ●{running}" if running else ""
-        self.update(Content.assemble((f"{self.number} ", "dim"), self.section.capitalize(), (badge, "bold")))
+        number = (f"{self.number} ", "" if active else "dim")
+        self.update(Content.assemble(number, self.section.capitalize(), (badge, "bold")))
 
     async def on_click(self) -> None:
         await self.run_action(f"app.section('{self.section}')")
@@ -63,13 +64,16 @@ class TopBar(Horizontal):
 
     def on_mount(self) -> None:
         for tab in self.query(SectionTab):
-            tab.set_class(tab.section == self.app.current_mode, "-active")
+            active = tab.section == self.app.current_mode
+            tab.set_class(active, "-active")
+            tab.show(0, active)
         if isinstance(self.app, AwqApp):
             self.watch(self.app, "summaries", self._show_runs)
             self.watch(self.app, "machine", self._show_machine)
 
     def _show_runs(self, summaries: tuple[RunSummary, ...]) -> None:
-        self.query_one("#tab-runs", SectionTab).show_running(sum(summary.running for summary in summaries))
+        tab = self.query_one("#tab-runs", SectionTab)
+        tab.show(sum(summary.running for summary in summaries), tab.has_class("-active"))
 
     def _show_machine(self, machine: Machine | None) -> None:
         self.query_one("#machine", Static).update(describe_machine(machine), layout=False)
