@@ -133,6 +133,7 @@ def scrubbed(text: str) -> str:
     for folder in (str(MODEL), str(home()), str(Path.cwd())):
         text = text.replace(folder, "FOLDER")
     text = re.sub(r"(FOLDER|/tmp/|/home/|\S*…\S*/)\S*", "FOLDER", text)
+    text = re.sub(r"FOLDER +", "FOLDER ", text)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
