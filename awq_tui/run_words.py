@@ -5,7 +5,7 @@ Everything that comes from outside (model names, messages, file names) passes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,10 +16,13 @@ from awq_engine.config import RunConfig
 from awq_engine.events import DownloadProgress
 from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line
-from awq_engine.state import Phase, RunState
+from awq_engine.state import LayerState, Phase, RunState
+from awq_tui.ellipsis import shorten
 from awq_tui.run_client import Snapshot
 from awq_tui.widgets.glyphs import Glyphs
 
+BLOCK_LINES = 10
+"""Layers of a block that are shown at a time."""
 GAUGE = 8
 """Bars of a gauge."""
 
@@ -88,6 +91,24 @@ def times_line(snapshot: Snapshot, now: float, expected: float | None = None) ->
         least = expected * (state.n_blocks - 1) / state.n_blocks
         parts.append(f"about {fmt.duration(max(least, expected - worked))} left")
     return "  ".join(parts)
+
+
+def block_lines(layers: Mapping[str, LayerState], chosen: str, chars: Glyphs) -> list[tuple[str, bool]]:
+    """A heading and a line for each layer of a block, and whether it is the chosen one; of many, those around it."""
+    names = list(layers)
+    first = max(0, min(names.index(chosen) - BLOCK_LINES // 2, len(names) - BLOCK_LINES)) if chosen in layers else 0
+    heading = f"{'layer':<10}{chars.alpha:>5}{'rounding':>9}{'final':>8}{'s':>6}"
+    shown = names[first : first + BLOCK_LINES]
+    return [(heading, False), *((_block_line(layers[name]), name == chosen) for name in shown)]
+
+
+def _block_line(layer: LayerState) -> str:
+    name = shorten(one_line(fmt.short_role(layer.name)), 10)
+    if (done := layer.quantized) is None:
+        return f"{name:<10}{fmt.number(layer.scale.alpha) if layer.scale else '':>5}"
+    losses = list(done.losses.values()) or [None]
+    alpha = "" if done.alpha is None else fmt.number(done.alpha)
+    return f"{name:<10}{alpha:>5}{fmt.loss(losses[0]):>9}{fmt.loss(losses[-1]):>8}{done.seconds:>6.1f}"
 
 
 def notes(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> list[Note]:

@@ -26,7 +26,7 @@ from awq_engine.runs import Run, RunStatus
 from awq_engine.state import RunState
 from awq_tui.places import Place
 from awq_tui.run_client import Replay, RunClient, Snapshot, config_of, follow
-from awq_tui.run_words import memory_line, notes, phase_line, times_line, title_line
+from awq_tui.run_words import block_lines, memory_line, notes, phase_line, times_line, title_line
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.log import LogModal
 from awq_tui.screens.section import SectionScreen
@@ -38,6 +38,8 @@ from awq_tui.widgets.progress_bar import bar
 CLOCK_INTERVAL = 1.0
 """Seconds between two updates of the times in the header."""
 BAR_WIDTHS = (10, 40)
+ROOMY_HEIGHT = 38
+"""Rows from which the layers of a block stand under the map."""
 REFRESHED = ("follow", "pause", "proceed", "cancel", "resume", "inspect", "chat", "replay", "speed")
 """Actions that make sense only at times."""
 
@@ -49,7 +51,8 @@ class RunScreen(SectionScreen):
     HELP = (
         "How far the run is, how well each layer went, and anything odd. Every character on the left is one linear: "
         "the darker, the more of the loss of plain rounding is left. The arrows choose a layer; the right side shows "
-        "its search and its channel scales. The run goes on when you leave this screen or quit."
+        "its search and its channel scales; a high terminal also lists the layers of the block. The run goes on when "
+        "you leave this screen or quit."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "follow", "Follow", id="run.follow", tooltip="Show the newest layer again."),
@@ -103,6 +106,7 @@ class RunScreen(SectionScreen):
             with Vertical(id="run-map", classes="pane") as pane:
                 pane.border_title = "loss kept vs rounding"
                 yield HeatMap(id="run-heat")
+                yield Static(id="run-block", markup=False)
                 yield Static(legend(self._glyphs), id="run-legend", markup=False)
             with Vertical(id="run-detail", classes="pane"):
                 yield LayerDetail(classes="-curve")
@@ -159,6 +163,7 @@ class RunScreen(SectionScreen):
             self.kept = {}
 
     def on_resize(self) -> None:
+        self.set_class(self.app.size.height >= ROOMY_HEIGHT, "-roomy")
         self._show_head()
 
     def _show_head(self) -> None:
@@ -190,6 +195,11 @@ class RunScreen(SectionScreen):
         layer = self.snapshot.state.layers.get(key) if self.snapshot and key else None
         view = LayerView.of_state(layer) if layer else LayerView("", note="Waiting for the plan.")
         self.query_one(LayerDetail).show(view)
+        layers = self.snapshot.state.layers.of_block(key[0]) if self.snapshot and key else {}
+        lines = block_lines(layers, key[1] if key else "", self._glyphs)
+        styled = [Content.styled(text, "$accent" if chosen else "dim" if not row else "")
+                  for row, (text, chosen) in enumerate(lines)]  # fmt: skip
+        self.query_one("#run-block", Static).update(Content("\n").join(styled), layout=False)
 
     def _show_notes(self) -> None:
         assert self.snapshot is not None

@@ -10,8 +10,8 @@ from random import Random
 
 from awq_engine import events as e
 from awq_engine.config import RunConfig
-from awq_engine.state import RunState, reduce, replay
-from awq_tui.run_words import memory_line
+from awq_engine.state import LayerState, RunState, reduce, replay
+from awq_tui.run_words import BLOCK_LINES, block_lines, memory_line
 from awq_tui.widgets.glyphs import ASCII, UNICODE
 from tests.tui.recorded_run import START, linear_quantized, opening
 
@@ -63,3 +63,13 @@ def test_only_the_newest_figures_are_kept() -> None:
     state = memory_of([(number, 0) for number in range(1, 100)], 1000, 0)
     assert state.memory[-1] == (99, 0)
     assert len(state.memory) < 50
+
+
+def test_of_a_block_with_many_layers_those_around_the_cursor_are_listed() -> None:
+    layers = {name: LayerState(0, name, 8, 8) for name in (f"experts.{number}.up_proj" for number in range(100))}
+    for chosen in ("experts.0.up_proj", "experts.57.up_proj", "experts.99.up_proj"):
+        heading, *lines = block_lines(layers, chosen, ASCII)
+        assert len(lines) == BLOCK_LINES
+        assert [marked for _, marked in lines].count(True) == 1
+        assert all(len(text) <= 38 for text, _ in [heading, *lines])
+    assert len(block_lines({}, "", ASCII)) == 1
