@@ -27,7 +27,6 @@ class JumpScreen(ModalScreen[Widget | None]):
     """Dismissed with the widget to go to."""
 
     DEFAULT_CSS = """
-    JumpScreen { background: $background 40%; }
     JumpScreen .letter {
         position: absolute;
         width: 3;

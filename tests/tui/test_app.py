@@ -193,6 +193,7 @@ async def test_jump_mode_puts_a_letter_on_every_place() -> None:
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "demo stories" in screen_text(pilot))
         await pilot.press("ctrl+o")
         await until(pilot, lambda: isinstance(app.screen, JumpScreen))
+        assert "demo stories" in screen_text(pilot), "what is jumped to stays in sight"
         names = [getattr(widget, "section", widget.id) for widget in app.screen._targets.values()]
         assert names == ["models", "runs", "inspect", "chat", "compare", "find", "models"]
         await pilot.press("h")
