@@ -103,8 +103,18 @@ def test_pickles_and_code_beside_the_weights_are_left_alone(folder: Path, tmp_pa
 def test_a_model_that_needs_its_own_code_is_refused(folder: Path) -> None:
     config = {"model_type": "brand-new", "auto_map": {"AutoConfig": "configuration_x.X"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInputError, match=r"needs its own Python code .*, which is never run"):
+    with pytest.raises(BadInputError, match=r"needs its own Python code \(configuration_x\.py, .*, which is never run"):
         load_config(read_checkpoint(folder))
+
+
+def test_the_refused_code_is_named_with_its_repository_and_commit(folder: Path, tmp_path: Path) -> None:
+    config = {"model_type": "brand-new", "auto_map": {"AutoConfig": "org/code--configuration_x.X"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc123"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    with pytest.raises(BadInputError, match=r"configuration_x\.py of org/name at commit abc123"):
+        load_config(read_checkpoint(snapshot))
 
 
 # --- chat templates ---------------------------------------------------------------------------------------------------
