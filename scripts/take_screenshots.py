@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,12 +56,19 @@ def main() -> None:
     options = parser.parse_args()
     camera = Camera(options.folder.absolute(), LOOKS if options.looks else [])
     camera.folder.mkdir(parents=True, exist_ok=True)
+    with at_home():
+        asyncio.run(take_all(camera))
+
+
+@contextlib.contextmanager
+def at_home() -> Iterator[None]:
+    """Inside, this process works in a folder with the bundled model and a home of its own; both go at the end."""
     with tempfile.TemporaryDirectory(prefix="awq-tui-") as place:
         here = Path(place) / "models"
         shutil.copytree(demo.MODEL, here / MODEL)
         os.chdir(here)
         os.environ |= {"AWQ_TUI_HOME": f"{place}/home", "HF_HOME": f"{place}/hf", "HF_HUB_OFFLINE": "1"}
-        asyncio.run(take_all(camera))
+        yield
         os.chdir("/")
 
 
@@ -104,10 +112,15 @@ async def take_all(camera: Camera) -> None:
 
 
 async def configure(pilot: Pilot[None], camera: Camera) -> None:
+    await configured(pilot)
+    await camera.take(pilot, "configure")
+
+
+async def configured(pilot: Pilot[None]) -> None:
+    """Pick the model and come to the form."""
     await until(pilot, lambda: MODEL in text(pilot), "the model in the list")
     await pilot.press("down", "enter")
     await until(pilot, lambda: isinstance(pilot.app.screen, ConfigureScreen) and "Ready" in text(pilot), "the form")
-    await camera.take(pilot, "configure")
 
 
 async def watch(pilot: Pilot[None], camera: Camera) -> None:
@@ -131,6 +144,14 @@ async def inspect(pilot: Pilot[None], camera: Camera) -> None:
 
 
 async def chat(pilot: Pilot[None], camera: Camera) -> None:
+    await chat_ready(pilot)
+    await pilot.press(*("space" if letter == " " else letter for letter in QUESTION), "enter")
+    await until(pilot, lambda: "KL " in text(pilot), "both replies, compared")
+    await camera.take(pilot, "chat")
+
+
+async def chat_ready(pilot: Pilot[None]) -> None:
+    """Load the result and, beside it, the original."""
     await pilot.press("c")
     await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen) and pilot.app.screen.ready, "the chat model")
     screen = pilot.app.screen
@@ -140,9 +161,6 @@ async def chat(pilot: Pilot[None], camera: Camera) -> None:
     await until(pilot, lambda: isinstance(pilot.app.screen, PickModal), "the other models")
     await pilot.press("enter")
     await until(pilot, lambda: len(screen.sides) == 2 and screen.sides[1].ready, "the original")
-    await pilot.press(*("space" if letter == " " else letter for letter in QUESTION), "enter")
-    await until(pilot, lambda: "KL " in text(pilot), "both replies, compared")
-    await camera.take(pilot, "chat")
 
 
 async def compare(pilot: Pilot[None], camera: Camera) -> None:
