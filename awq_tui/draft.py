@@ -52,6 +52,9 @@ FIELD_WORDS = {
     "override": "override",
     "bits per weight": "target-bpw",
     "memory": "max-memory",
+    "Ray cluster": "on",
+    "worker processes": "workers",
+    "threads": "threads",
     "seed": "seed",
 }
 """Which field a sentence is about, by words that are in it; the first that fits."""
@@ -91,6 +94,9 @@ class Draft:
     """As the command line takes them, spaces between them."""
     target_bpw: str = ""
     max_memory: str = ""
+    threads: str = str(RunConfig.threads)
+    workers: str = str(RunConfig.workers)
+    on: str = ""
     seed: str = str(RunConfig.seed)
     lm_head: bool = False
 
@@ -124,6 +130,8 @@ class Draft:
             device=self.device, overwrite=self.overwrite, seed=_whole("seed", self.seed),
             overrides=tuple(self.overrides.split()), target_bpw=_bits_per_weight(self.target_bpw),
             max_memory=parse_size(self.max_memory) if self.max_memory.strip() else 0, lm_head=self.lm_head,
+            threads=_whole("number of threads", self.threads),
+            workers=_whole("number of worker processes", self.workers), on=self.on.strip(),
         )  # fmt: skip
 
 

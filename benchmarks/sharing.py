@@ -70,7 +70,9 @@ def measure(config: RunConfig) -> dict[str, Any]:
     digest = hashlib.sha256()
     for shard in sorted(Path(config.output).glob("*.safetensors")):
         digest.update(shard.read_bytes())
-    return {"blocks_s": times[-1] - times[0], "wall_s": wall, "sha256": digest.hexdigest()}
+    figures = {"blocks_s": times[-1] - times[0], "wall_s": wall, "sha256": digest.hexdigest()}
+    print(figures, flush=True)
+    return figures
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ CHOICES = {
 """Fields with a choice, and what they are in a draft; what belongs to the model alone is in neither table."""
 TEXTS = {
     "text": "text", "samples": "samples", "seq-len": "seq_len", "override": "overrides", "target-bpw": "target_bpw",
-    "max-memory": "max_memory", "seed": "seed",
+    "max-memory": "max_memory", "threads": "threads", "workers": "workers", "on": "on", "seed": "seed",
 }  # fmt: skip
 
 
@@ -137,6 +137,9 @@ what each output means to the prediction."""
         yield _row("What counts", Choice([("all text", False), ("answers only", True)], False, id="answer-only"))
         yield _row("Device", Choice([(device, device) for device in DEVICES], "auto", id="device"))
         yield _row("Memory", PlainInput(id="max-memory", placeholder="what is free, or such as 4GB", compact=True))
+        yield _row("Processes", PlainInput(str(RunConfig.workers), id="workers", compact=True, max_length=3))
+        yield _row("Threads each", PlainInput(str(RunConfig.threads), id="threads", compact=True, max_length=4))
+        yield _row("Ray cluster", PlainInput(id="on", placeholder="none, or ray://host:10001", compact=True))
         yield _row("Seed", PlainInput(str(RunConfig.seed), id="seed", compact=True, max_length=9))
         yield _row("", Button("Start", id="start", variant="primary", compact=True))
 

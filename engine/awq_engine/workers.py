@@ -99,7 +99,7 @@ class Processes:
                 if deaths == DEATHS:
                     raise ResourceError(
                         f"Worker processes died {deaths} times over the same piece of work, most likely because memory "
-                        "ran out; use fewer --workers."
+                        "or its shared part (/dev/shm) ran out; use fewer --workers."
                     ) from error
                 self._warn("a worker process died; its part of the work is done again")
                 self._pool = self._new_pool()

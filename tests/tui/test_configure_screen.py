@@ -120,16 +120,17 @@ async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None
         focus(pilot, "#bits")
         await until(pilot, lambda: (focused := pilot.app.focused) and focused.id == "bits")
         visited = []
-        for _ in range(17):
+        for _ in range(20):
             assert pilot.app.focused is not None
             visited.append(pilot.app.focused.id)
             await pilot.press("down")
         usual = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
-        rest = ["target-bpw", "lm-head", "override", "answer-only", "device", "max-memory", "seed"]
-        assert visited == [*usual, "samples", "seq-len", "output", *rest]
+        rest = ["target-bpw", "lm-head", "override", "answer-only", "device"]
+        last = ["max-memory", "workers", "threads", "on", "seed"]
+        assert visited == [*usual, "samples", "seq-len", "output", *rest, *last]
         await pilot.press("up", "up")
         assert pilot.app.focused is not None
-        assert pilot.app.focused.id == "max-memory"
+        assert pilot.app.focused.id == "on"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -139,7 +140,7 @@ async def test_every_field_is_on_screen_when_it_is_reached(entry: Entry, size: t
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         focus(pilot, "#bits")
         for words in ("Bits", "Output", "Overrides", "What counts", "Memory", "Seed", "Start  "):
-            for _ in range(17):
+            for _ in range(20):
                 if words in screen_text(pilot):
                     break
                 await pilot.press("down")
@@ -269,6 +270,9 @@ def draft(**changes: object) -> Draft:
         ({"target_bpw": "small"}, "target-bpw", "number of bits per weight"),
         ({"target_bpw": "-1"}, "target-bpw", "choose one above 0"),
         ({"max_memory": "much"}, "max-memory", "write it like 4GB"),
+        ({"workers": "0"}, "workers", "at least 1"),
+        ({"threads": "x"}, "threads", "whole number"),
+        ({"on": "box"}, "on", "no address of a Ray cluster"),
         ({"seed": "x"}, "seed", "whole number"),
         ({"seed": "-1"}, "seed", "at least 0"),
     ],
@@ -303,10 +307,12 @@ def test_the_form_can_ask_for_all_that_the_command_line_can() -> None:
     asked = draft(
         text_source=TextSource.SELF, answer_only=True, overrides=" *.0.*=bits:8  *.o_proj=skip ", target_bpw=" 5.5 ",
         max_memory="4GB", seed="3", layout=Format.GPTQ_V2, device="cpu", overwrite=True, symmetric=True, lm_head=True,
+        workers="2", threads="8", on="ray://box:10001",
     )  # fmt: skip
     config = asked.config()
     assert (config.calibration, config.answer_only, config.target_bpw) == ("self", True, 5.5)
     assert config.lm_head
+    assert (config.workers, config.threads, config.on) == (2, 8, "ray://box:10001")
     assert (config.overrides, config.max_memory, config.seed) == (("*.0.*=bits:8", "*.o_proj=skip"), 4 * 10**9, 3)
     assert review(replace(asked, output="other"), None, None, None).problems == {}
 
@@ -325,6 +331,7 @@ def test_rounding_needs_no_text() -> None:
             "/m", "/out", calibration="self", answer_only=True, seed=7, max_memory=4_000_000_000, target_bpw=4.25
         ),
         RunConfig("/m", "/out", lm_head=True),
+        RunConfig("/m", "/out", workers=4, threads=2, on="ray://box:10001"),
         RunConfig("/m", "/out", bits=3, format=Format.GPTQ_V2, overrides=("*.0.*=skip", "*.o_proj=bits:8,group:64")),
     ],
 )
