@@ -38,6 +38,11 @@ class RunSummary:
         return self.status is RunStatus.RUNNING
 
     @property
+    def has_layers(self) -> bool:
+        """Whether there is a finished block; of a run at rest only the end was read."""
+        return self.status is RunStatus.DONE or bool(self.state.blocks)
+
+    @property
     def model_name(self) -> str:
         """The last part of the model's folder or Hub id."""
         return Path(self.file.config.model).name if self.file else self.run.id

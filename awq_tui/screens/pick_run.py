@@ -43,7 +43,7 @@ class PickRunModal(ModalScreen[Run | None]):
     def __init__(self, title: str, summaries: Sequence[RunSummary]) -> None:
         super().__init__()
         self._title = title
-        self._summaries = [summary for summary in summaries if summary.state.blocks]
+        self._summaries = [summary for summary in summaries if summary.has_layers]
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="modal") as box:
