@@ -24,6 +24,8 @@ from awq_tui.screens.inspect import InspectScreen
 
 EVERY = 0.4
 """Seconds between pictures of what moves."""
+STILL = "#f0 { visibility: visible }"
+"""Where nothing moves, the first picture stands."""
 FONTS = re.compile(r"\s*@font-face \{.*?\n    \}", re.DOTALL)
 """Of every picture; the viewer's own monospace does as well, and nothing is fetched."""
 
@@ -60,7 +62,7 @@ class Film:
     def svg(self) -> str:
         """All of them in one, each visible in its turn."""
         total, start = sum(seconds for _, seconds in self.pictures), 0.0
-        rules, frames = [f".frame {{ visibility: hidden; animation: {total:.1f}s step-end infinite }}"], []
+        rules, frames = [f".frame {{ visibility: hidden; animation: {total:.1f}s step-end infinite }}", STILL], []
         for number, (picture, seconds) in enumerate(self.pictures):
             first, last = (f"{100 * moment / total:.2f}%" for moment in (start, start + seconds))
             hidden = "" if number == 0 else "0% { visibility: hidden } "
