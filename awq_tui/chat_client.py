@@ -51,6 +51,8 @@ class Ready:
     device: str
     decoding: str
     """Whether it runs on our own decoder, and why not; empty where the worker does not say."""
+    kv_cache: str
+    """What keys and values are kept in: `float` or `int8`."""
     context_length: int | None
     bits_per_weight: float
     has_chat_template: bool
@@ -122,8 +124,10 @@ Reply = Loading | Ready | Reading | Piece | Done | Scores | Scored | Failed
 class ChatClient:
     """Starts one worker, sends requests, yields its replies."""
 
-    def __init__(self, model: str, command: Sequence[str] | None = None) -> None:
-        self._command = [*(command or (sys.executable, "-m", MODULE)), model]
+    def __init__(self, model: str, command: Sequence[str] | None = None, *, kv_cache: str = "float") -> None:
+        """`kv_cache`: `int8` keeps a long conversation in less memory, where the model runs on our own decoder."""
+        options = () if kv_cache == "float" else ("--kv-cache", kv_cache)
+        self._command = [*(command or (sys.executable, "-m", MODULE)), model, *options]
         self._process: asyncio.subprocess.Process | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
         self._ids = (str(number) for number in itertools.count(1))
@@ -219,7 +223,7 @@ def _count(value: Any) -> int | None:
 def _read_ready(data: dict[str, Any]) -> Ready:
     return Ready(
         str(data["model"]), str(data["backend"]), str(data["reason"]), str(data["device"]),
-        str(data.get("decoding", "")), _count(data["context_length"]),
+        str(data.get("decoding", "")), str(data.get("kv_cache", "float")), _count(data["context_length"]),
         float(data["bits_per_weight"]), bool(data["has_chat_template"]), tuple(map(str, data.get("notes", []))),
     )  # fmt: skip
 

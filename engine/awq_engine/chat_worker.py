@@ -4,15 +4,15 @@ The app (or any program) starts it with pipes and speaks JSON, one object a line
 parent: the end of its standard input ends it at once. Only protocol lines ever reach its standard output; whatever
 libraries print goes to standard error, which the parent should send to a file.
 
-MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D`,
-`--quick-head` and `--kv-cache float|int8`. First the worker loads it and says `ready`; requests may come before that.
+MODEL is a folder, a run id or a Hub id; the options are `--backend B`, `--device D`, `--quick-head` and
+`--kv-cache float|int8`. First the worker loads it and says `ready`; requests may come before that.
 
 Worker to parent:
 
     {"type": "loading", "message": "fetching ...", "done": bytes, "total": bytes}       while a model is downloaded
     {"type": "ready", "model": str, "path": str, "backend": "triton"|"cpu"|"reference"|"torch", "reason": str,
      "device": str, "dtype": str, "context_length": int|null, "bits_per_weight": float, "quantized": int,
-     "decoding": str, "has_chat_template": bool, "notes": [str, ...]}
+     "decoding": str, "kv_cache": "float"|"int8", "has_chat_template": bool, "notes": [str, ...]}
     {"type": "prompt", "id": ID, "done": int, "total": int}     tokens of the prompt known, after each chunk; at
                                                                 first those that were read for the request before
     {"type": "text", "id": ID, "text": str}             the next piece, whole characters, at most about 20 a second
@@ -38,8 +38,9 @@ means and may be, `sampling.py` says. Of a stop string nothing is ever sent, and
 "stop". A cancel is noticed between two tokens (in a long prompt: between two chunks of it) and answered by `done` with
 `finish_reason` "cancelled", also for a request still waiting in line. A cancel of an id that is not known or already
 answered does nothing. `decoding` says in words whether the model runs on our own decoder or on transformers' forward
-pass, and why. An error that is not fatal leaves the worker ready for the next request; after a fatal one it
-exits with `exit_code`, as documented in `errors.py`.
+pass, and why, `kv_cache` what keys and values are kept in: on the latter in floats, whatever was asked for. An error
+that is not fatal leaves the worker ready for the next request; after a fatal one it exits with `exit_code`, as
+documented in `errors.py`.
 
 A `score` gets `prompt` messages, then `scores` until every token of the answer had one, and exactly one `scored` or
 `error`. It says how likely the model finds `answer` as the reply to `messages`, whoever wrote it:
@@ -182,6 +183,7 @@ def _load(options: argparse.Namespace, wire: Wire) -> LoadedModel:
         bits_per_weight=loaded.bits_per_weight,
         quantized=loaded.quantized,
         decoding=loaded.decoding,
+        kv_cache=loaded.kv_cache,
         has_chat_template=has_chat_template(loaded.tokenizer),
         notes=list(loaded.notes),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,15 +19,13 @@ from torch import nn
 from awq_engine.errors import first_line
 from awq_engine.fast_model import FastDecoder, FastModel, MisfitError, read_model
 from awq_engine.graph_decoder import GraphDecoder
-from awq_engine.key_values import ByteKeyValues
+from awq_engine.key_values import ByteKeyValues, KvCache
 from awq_engine.quick_head import QuickHead
 from awq_engine.reading import Decoder, Reader
 from awq_engine.runtime import LoadedModel
 from awq_engine.steps import TritonSteps
 from awq_engine.transformers_decoder import KINDS, ODD, WORDS, difference, usable_cache
 
-KvCache = Literal["float", "int8"]
-"""What keys and values are kept in."""
 CHECKED = 12
 """Tokens run through both: most of them as a prompt, the last `STEPS` one by one."""
 STEPS = 3

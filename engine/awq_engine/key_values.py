@@ -6,10 +6,13 @@ In bytes a head's key or value of one token has one step, its largest channel ov
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 
 from awq_engine.steps import HeadNorms, Place, Steps
 
+KvCache = Literal["float", "int8"]
 LEVELS = 127
 SMALLEST = 1e-6
 """Of a step: a head of zeros stays one. A normal number in float16."""
@@ -17,6 +20,8 @@ SMALLEST = 1e-6
 
 class KeyValues:
     """In floats."""
+
+    kept: ClassVar[KvCache] = "float"
 
     def __init__(self, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         """`heads` of keys and as many of values, of `width` channels; room for no token yet."""
@@ -44,6 +49,8 @@ class KeyValues:
 
 class ByteKeyValues(KeyValues):
     """In bytes."""
+
+    kept: ClassVar[KvCache] = "int8"
 
     def __init__(self, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(heads, width, dtype, device)

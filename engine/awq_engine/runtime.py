@@ -22,6 +22,7 @@ from awq_engine.errors import BadInputError, UsageError, is_panic, last_clause
 from awq_engine.events import LinearQuantized
 from awq_engine.fast_model import FastModel
 from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.key_values import KvCache
 from awq_engine.linear import QuantizedLinear
 from awq_engine.memory import resident_bytes
 from awq_engine.placement import MakeLinear, left_out, place_quantized
@@ -74,6 +75,11 @@ class LoadedModel:
     def in_float32(self) -> bool:
         """Whether activations are rounded to nothing shorter on the way."""
         return self.dtype == torch.float32 and self.backend in (FLOAT_BACKEND, "reference")
+
+    @property
+    def kv_cache(self) -> KvCache:
+        """What keys and values are kept in."""
+        return "float" if self.fast is None else self.fast.key_values.kept
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -63,7 +63,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     ready = started.receive()
     assert ready["type"] == "ready"
     assert (ready["backend"], ready["context_length"], ready["has_chat_template"]) == ("torch", 512, True)
-    assert ready["decoding"] == "our own decoder"
+    assert (ready["decoding"], ready["kv_cache"]) == ("our own decoder", "float")
     assert (ready["model"], ready["bits_per_weight"], ready["notes"]) == ("demo-model", 16.0, [])
     yield started
     assert started.close() == 0, "the end of standard input is a normal end"

@@ -268,7 +268,7 @@ def test_a_cache_in_bytes_is_near(name: str, kind: type[FastDecoder], tmp_path: 
     are normed, which makes much of small differences; logits that have nothing to do with each other differ by 1.4."""
     before = expected_logits(loaded := load(tmp_path / "model", *FITTING[name]), TEXT)
     prepared = prepare_decoding(loaded, kv_cache="int8")
-    assert prepared.decoding == "our own decoder, its cache in 8 bits"
+    assert (prepared.decoding, prepared.kv_cache) == ("our own decoder, its cache in 8 bits", "int8")
     assert prepared.fast is not None
     decoder = kind(replace(prepared.fast, context_length=None))
     for first in (60, 20):
@@ -293,7 +293,9 @@ def test_a_cache_in_bytes_takes_a_quarter(tmp_path: Path) -> None:
 
 def test_only_our_own_decoder_has_a_cache_in_bytes(tmp_path: Path) -> None:
     kind, changes, _ = OTHERS["joined-already"]
-    assert prepare_decoding(load(tmp_path, kind, changes), kv_cache="int8").decoding.endswith("stays in floats")
+    prepared = prepare_decoding(load(tmp_path, kind, changes), kv_cache="int8")
+    assert prepared.decoding.endswith("stays in floats")
+    assert prepared.kv_cache == "float"
 
 
 def test_a_quick_head_knows_the_likeliest_tokens_exactly(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A chat worker without a model: speaks the protocol of `awq_engine.chat_worker`, answers what the question asks for.
 
-    python fake_chat_worker.py MODE MODEL
+    python fake_chat_worker.py MODE MODEL [--kv-cache int8]
 
 MODE `plain` has no chat template, `broken` fails to load, `crash` dies at the first question, `other` shouts its last
 word; anything else is normal.
@@ -83,7 +83,7 @@ def read(questions: queue.SimpleQueue[dict[str, Any] | None], cancelled: threadi
     cancelled.set()
 
 
-def main(mode: str, model: str) -> int:
+def main(mode: str, model: str, *options: str) -> int:
     questions: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     cancelled = threading.Event()
     threading.Thread(target=read, args=(questions, cancelled), daemon=True).start()
@@ -93,7 +93,7 @@ def main(mode: str, model: str) -> int:
         return 2
     send(
         "ready", model=model, path=model, backend="reference", reason="this is a test", device="cpu", dtype="float32",
-        decoding="our own decoder",
+        decoding="our own decoder", kv_cache="int8" if "int8" in options else "float",
         context_length=4096, bits_per_weight=4.16, quantized=28, has_chat_template=mode != "plain", notes=[],
     )  # fmt: skip
     while (question := questions.get()) is not None:

@@ -49,6 +49,16 @@ async def test_noise_is_skipped_and_ready_says_what_was_loaded(client: ChatClien
     (ready,) = await collect(client, Ready)
     assert isinstance(ready, Ready)
     assert (ready.model, ready.backend, ready.decoding) == ("some/model", "reference", "our own decoder")
+    assert ready.kv_cache == "float"
+
+
+async def test_a_cache_in_bytes_is_asked_for() -> None:
+    client = ChatClient("some/model", [sys.executable, str(FAKE), "normal"], kv_cache="int8")
+    await client.start()
+    (ready,) = await collect(client, Ready)
+    await client.close()
+    assert isinstance(ready, Ready)
+    assert ready.kv_cache == "int8"
 
 
 async def test_a_reply_arrives_in_pieces_and_ends_with_statistics(client: ChatClient) -> None:
