@@ -15,6 +15,7 @@ from awq_engine.checkpoint import Checkpoint
 from awq_engine.command_line import shared_calibration, shared_command
 from awq_engine.config import Method, RunConfig
 from awq_engine.formats.limits import LIMITS, Format
+from awq_engine.models import REPOSITORY
 from awq_engine.plan import Plan
 from awq_engine.sanitize import one_line
 from awq_engine.vllm_rules import TENSOR_PARALLEL
@@ -48,7 +49,6 @@ tags: [{method_tag}, {bits_tag}, awq-tui]
 """
 SERVED = "FOLDER"
 """Stands in a card for where the model lies, until it lies on the Hub."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _REPORT = "`quantization_report.json` holds the statistics of every layer.\n"
 
 
@@ -115,7 +115,7 @@ _LICENCE = ("license", "license_name", "license_link", "language", "pipeline_tag
 def _metadata(base: str, card: Path) -> str:
     """The front matter that depends on the original: its id (the Hub refuses what is none), licence and language."""
     found: dict[str, Any] = {}
-    if _HUB_ID.fullmatch(base):
+    if re.fullmatch(REPOSITORY, base, re.ASCII):
         found |= {"base_model": base, "base_model_relation": "quantized"}
     found |= {key: value for key, value in _front_matter(card).items() if key in _LICENCE and value}
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}" for key, value in found.items())

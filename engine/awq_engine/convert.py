@@ -6,7 +6,6 @@ is put together beside its final place, read back, compared with the source bit 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from awq_engine.skeleton import build_skeleton
 from awq_engine.skip_list import skip_list
 from awq_engine.spec import QuantSpec
 from awq_engine.unpacked import read_weight
-from awq_engine.writer import publish, save_block, staging_folder, write_config, write_shards
+from awq_engine.writer import copy_side_files, publish, save_block, staging_folder, write_config, write_shards
 from awq_kernels.int_weight import IntWeight
 
 PART_BYTES = 1 << 30
@@ -37,15 +36,6 @@ Progress = Callable[[str, int, int], None]
 """What is being done, and how much of it is done, of how much."""
 Pack = Callable[[IntWeight, QuantSpec, str], dict[str, torch.Tensor]]
 """The tensors of a linear in some format, from its weight, what is stated about it, and its name for errors."""
-COPIED_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
-NOT_COPIED = (
-    "config.json",
-    "model.safetensors.index.json",
-    "quant_config.json",
-    "quantize_config.json",
-    "quantization_report.json",
-)
-"""Written anew, or a description of the old format."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +64,59 @@ def convert(source: Path, output: Path, layout: Format, *, overwrite: bool = Fal
         UsageError: the output is in the way. ResourceError: it does not fit on the disk.
         VerificationError: what was written reads back differently (our bug); nothing was published.
     """
+    checkpoint, quantization = read_quantized(source)
+    check_output(output, source.resolve(), overwrite)
+    check_disk(output, 2 * checkpoint.nbytes, "the converted model and its parts")
+    specs = _target_specs(checkpoint, quantization, layout, progress)
+    codec = CODECS[layout]
+
+    def complete(staging: Path) -> None:
+        skeleton = build_skeleton(as_floats(checkpoint, quantization))
+        write_config(staging, checkpoint, codec.settings(specs, skip_list(skeleton, specs)))
+        _convert_card(staging / "README.md", layout)
+        _verify(checkpoint, quantization, staging, list(specs), progress)
+        check_output(output, source.resolve(), overwrite)
+
+    nbytes = repack(checkpoint, quantization, output, codec.pack, specs, complete, progress)
+    return Converted(output, layout, len(specs), checkpoint.nbytes, nbytes)
+
+
+def read_quantized(source: Path) -> tuple[Checkpoint, Quantization]:
+    """A model that must be quantized already; `BadInputError` when it is not."""
     checkpoint = read_checkpoint(source)
     quantization = read_quantization(checkpoint)
     if quantization is None:
         raise BadInputError(f"{source} is not quantized; `awq-tui quantize` makes a quantized model of it.")
-    check_output(output, source.resolve(), overwrite)
-    check_disk(output, 2 * checkpoint.nbytes, "the converted model and its parts")
-    specs = _target_specs(checkpoint, quantization, layout, progress)
+    return checkpoint, quantization
+
+
+def repack(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    output: Path,
+    pack: Pack,
+    specs: dict[str, QuantSpec],
+    complete: Callable[[Path], None],
+    progress: Progress,
+) -> int:
+    """Write the checkpoint's linears as `pack` has them, and everything else as it is, to the folder `output`.
+
+    Args:
+        complete: writes what describes the new form into the folder, where the weights and small files are by then, and
+            raises when the folder must not be published.
+    Returns:
+        bytes of all tensors.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    codec = CODECS[layout]
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        packed = pack_all(checkpoint, quantization, codec.pack, specs, Path(workspace) / "parts", progress)
-        tensors = list(in_order(checkpoint, quantization, packed))
+        packed = _pack_all(checkpoint, quantization, pack, specs, Path(workspace) / "parts", progress)
+        tensors = list(_in_order(checkpoint, quantization, packed))
         with staging_folder(Path(workspace) / "model") as staging:
             write_shards(staging, tensors, lambda done, total: progress("writing", done, total))
-            skeleton = build_skeleton(as_floats(checkpoint, quantization))
-            write_config(staging, checkpoint, codec.settings(specs, skip_list(skeleton, specs)))
-            copy_small_files(checkpoint.path, staging)
-            _convert_card(staging / "README.md", layout)
-            _verify(checkpoint, quantization, staging, list(specs), progress)
-            check_output(output, source.resolve(), overwrite)
+            copy_side_files(checkpoint.path, staging, also=["*.md"])
+            complete(staging)
             publish(staging, output)
-    return Converted(output, layout, len(specs), checkpoint.nbytes, sum(tensor.nbytes for tensor in tensors))
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _target_specs(
@@ -122,7 +143,7 @@ def _target_specs(
     return {linear: QuantSpec(spec.bits, spec.group_size, symmetric) for linear, spec in stated.items()}
 
 
-def pack_all(
+def _pack_all(
     checkpoint: Checkpoint,
     quantization: Quantization,
     pack: Pack,
@@ -154,7 +175,7 @@ def _save(folder: Path, number: int, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
-def in_order(
+def _in_order(
     checkpoint: Checkpoint, quantization: Quantization, packed: dict[str, list[TensorInfo]]
 ) -> Iterator[TensorInfo]:
     """The tensors of the output in the source's order; a linear's stand where its first one stood."""
@@ -165,14 +186,6 @@ def in_order(
             yield info
         elif linear in waiting:
             yield from waiting.pop(linear)
-
-
-def copy_small_files(source: Path, target: Path) -> None:
-    """The tokenizer and whatever else is no weight and no description of the old format."""
-    for pattern in COPIED_PATTERNS:
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in NOT_COPIED:
-                shutil.copyfile(file, target / file.name)
 
 
 def _convert_card(card: Path, layout: Format) -> None:

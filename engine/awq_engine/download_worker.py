@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from awq_engine.downloads import Download, report_download, stop_requested
-from awq_engine.errors import ExitCode, as_known_error
+from awq_engine.errors import ExitCode, outcome
 from awq_engine.journal import throttled
 from awq_engine.models import HubId, parse_model, resolve_model
 
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         resolve_model(spec, lambda done, total, _: report(done, total))
     except Exception as error:
         traceback.print_exc()
-        known = as_known_error(error)
-        report_download(replace(now[0], error=str(known) if known else f"A bug: {type(error).__name__}: {error}"))
-        return int(known.exit_code if known else ExitCode.BUG)
+        words, code = outcome(error)
+        report_download(replace(now[0], error=words))
+        return code
     report_download(replace(now[0], done=now[0].total, finished=True))
     return int(ExitCode.OK)
 

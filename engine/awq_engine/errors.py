@@ -130,3 +130,10 @@ def last_clause(error: BaseException) -> str:
     """`first_line`, fit to end a sentence of ours."""
     line = first_line(error)
     return line if line[-1] in ".!?" else f"{line}."
+
+
+def outcome(error: Exception) -> tuple[str, int]:
+    """What a worker says of the error that ended its work, and its exit code."""
+    if known := as_known_error(error):
+        return str(known), int(known.exit_code)
+    return f"A bug: {type(error).__name__}: {error}", int(ExitCode.BUG)

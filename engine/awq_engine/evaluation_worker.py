@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,11 @@ from awq_engine.side_worker import main
 def _evaluate(run: Run, settings: dict[str, Any]) -> None:
     from awq_engine.evaluate import evaluate  # torch takes seconds to import
 
-    def on_progress(done: int, total: int) -> None:
-        EVALUATION.raise_if_stopped(run)
-        EVALUATION.report(run, done=done, total=total)
-
     config = run.config()
     found = evaluate(
         Path(config.output), against=resolve_model(config.model).path, text=settings["text"],
         seq_len=settings["seq_len"], max_tokens=settings["max_tokens"], device=settings["device"],
-        on_progress=on_progress,
+        on_progress=partial(EVALUATION.step, run),
     )  # fmt: skip
     store_evaluation(run, settings, found.to_json())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_engine.runs import Run
-from awq_engine.shapes import field_checks
+from awq_engine.shapes import built
 from awq_engine.side_jobs import SideJob, Standing
 
 EVALUATION = SideJob("evaluation", "evaluating", "awq_engine.evaluation_worker")
@@ -72,11 +72,7 @@ def store_evaluation(run: Run, settings: dict[str, Any], found: dict[str, Any]) 
 
 def read_evaluation(run: Run) -> Evaluation | None:
     """The newest complete measurement against the original, or None."""
-    found = EVALUATION.result(run).get("result")
-    checks = field_checks(Evaluation)
-    if not isinstance(found, dict) or not all(name in found and fits(found[name]) for name, fits in checks.items()):
-        return None
-    return Evaluation(**{name: found[name] for name in checks})
+    return built(Evaluation, EVALUATION.result(run).get("result"))
 
 
 def measuring(run: Run) -> Measuring:

@@ -32,7 +32,9 @@ IGNORE_PATTERNS = ["*.bin", "*.py", "consolidated*", "*/*"]
 OnProgress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being fetched), from the downloading threads."""
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+REPOSITORY = r"[\w.-]+/[\w.-]+"
+"""A regular expression, for ASCII."""
+_HUB_ID = re.compile(rf"(?P<repo>{REPOSITORY})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 

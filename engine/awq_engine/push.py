@@ -19,8 +19,9 @@ from awq_engine.evaluations import Evaluation, read_evaluation
 from awq_engine.formats.stated import read_quantization
 from awq_engine.hub_errors import LOG_IN, hub_errors
 from awq_engine.runs import list_runs
+from awq_engine.writer import COPIED_PATTERNS
 
-SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*")
+SENT = ("*.safetensors", *COPIED_PATTERNS)
 """Of the model's folder, besides its card."""
 CARD = "README.md"
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

@@ -11,12 +11,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 LARGEST = 1 << 63
 """Whole numbers beyond are nobody's count of bytes, and no float can be made of the largest."""
 
 Check = Callable[[Any], bool]
+T = TypeVar("T")
 
 
 @cache
@@ -24,6 +25,14 @@ def field_checks(kind: type) -> Mapping[str, Check]:
     """For every field of a dataclass, whether a value fits it."""
     hints = get_type_hints(kind)
     return {field.name: check_of(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def built(kind: type[T], data: Any) -> T | None:
+    """A dataclass of what JSON holds under its fields' names; None where one is missing or of another type."""
+    checks = field_checks(kind)
+    if not isinstance(data, dict) or not all(name in data and fits(data[name]) for name, fits in checks.items()):
+        return None
+    return kind(**{name: data[name] for name in checks})
 
 
 @cache

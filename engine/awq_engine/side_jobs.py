@@ -65,6 +65,11 @@ class SideJob:
         """Say how far the work is (`done`, `total`), or why it ended (`error`)."""
         _write(run, f"{self.doing}.json", state)
 
+    def step(self, run: Run, done: int, total: int) -> None:
+        """Say how far the work is, or end it with `InterruptedRunError` once a stop was asked for."""
+        self.raise_if_stopped(run)
+        self.report(run, done=done, total=total)
+
     def end(self, run: Run) -> None:
         """There is nothing more to say: the work is complete."""
         (run.path / f"{self.doing}.json").unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
+from awq_engine.errors import ExitCode, InterruptedRunError, outcome
 from awq_engine.runs import Run
 from awq_engine.side_jobs import SideJob
 from awq_engine.storage import home
@@ -45,8 +45,8 @@ def _work_on(run: Run, settings: dict[str, Any], job: SideJob, work: Work) -> in
         return int(error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        known = as_known_error(error)
-        job.report(run, error=str(known) if known else f"A bug: {type(error).__name__}: {error}")
-        return int(known.exit_code if known else ExitCode.BUG)
+        words, code = outcome(error)
+        job.report(run, error=words)
+        return code
     job.end(run)
     return int(ExitCode.OK)

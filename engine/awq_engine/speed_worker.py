@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,8 @@ from awq_engine.speeds import SPEED
 def _measure(run: Run, settings: dict[str, Any]) -> None:
     from awq_engine.bench import bench_model  # torch takes seconds to import
 
-    def on_progress(done: int, total: int) -> None:
-        SPEED.raise_if_stopped(run)
-        SPEED.report(run, done=done, total=total)
-
-    found = bench_model(Path(run.config().output), settings["backend"], settings["device"], on_progress)
+    step = partial(SPEED.step, run)
+    found = bench_model(Path(run.config().output), settings["backend"], settings["device"], step)
     SPEED.store(run, asdict(found))
 
 

@@ -5,14 +5,12 @@ Standard library only: the app imports this module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 from awq_engine.runs import Run
-from awq_engine.shapes import check_of, field_checks
+from awq_engine.shapes import built, check_of
 from awq_engine.side_jobs import SideJob
 
-T = TypeVar("T")
 SPEED = SideJob("speed", "measuring-speed", "awq_engine.speed_worker")
 
 
@@ -72,16 +70,8 @@ def read_speeds(run: Run) -> Speeds | None:
     device, backend, copy, products = map(data.get, ("device", "backend", "copy_bytes_per_second", "products"))
     if not (isinstance(device, str) and isinstance(backend, str) and check_of(float)(copy)):
         return None
-    found = [_read(Product, product) for product in products] if isinstance(products, list) else [None]
+    found = [built(Product, product) for product in products] if isinstance(products, list) else [None]
     known = tuple(product for product in found if product is not None)
     if len(known) < len(found):
         return None
-    return Speeds(device, backend, float(copy or 0), known, _read(Writing, data.get("writing")))
-
-
-def _read(kind: type[T], data: Any) -> T | None:
-    """A dataclass of plain fields; None when it is not one."""
-    checks = field_checks(kind)
-    if not isinstance(data, dict) or not all(name in data and fits(data[name]) for name, fits in checks.items()):
-        return None
-    return kind(**{item.name: data[item.name] for item in fields(kind)})  # pyright: ignore[reportArgumentType]
+    return Speeds(device, backend, float(copy or 0), known, built(Writing, data.get("writing")))

@@ -26,7 +26,11 @@ SHARD_BYTES = 5_000_000_000
 COPY_CHUNK = 16 << 20
 COPIED_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files beside the weights that belong to a model: tokenizer, generation settings, chat template, licence."""
-REPLACED_FILES = ("config.json", "model.safetensors.index.json", "quantization_report.json", "quant_config.json")
+REPLACED_FILES = (
+    "config.json", "model.safetensors.index.json", "quantization_report.json", "quant_config.json",
+    "quantize_config.json",
+)  # fmt: skip
+"""Written anew, or a description of another format."""
 
 
 def save_block(path: Path, tensors: dict[str, torch.Tensor]) -> str:
@@ -114,8 +118,7 @@ def write_side_files(
     folder: Path, checkpoint: Checkpoint, quantization: dict[str, Any], card: str, report: dict[str, Any]
 ) -> None:
     """`config.json` with its quantization, report, model card, and copies of the tokenizer and other small files."""
-    for file in side_files(checkpoint.path):
-        shutil.copyfile(file, folder / file.name)
+    copy_side_files(checkpoint.path, folder)
     write_config(folder, checkpoint, quantization)
     write_json(folder / "quantization_report.json", report)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -127,16 +130,18 @@ def write_config(folder: Path, checkpoint: Checkpoint, quantization: dict[str, A
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
 
 
-def side_files(folder: Path) -> list[Path]:
-    """The small files of a model folder that its quantized copy needs too."""
-    found = {file for pattern in COPIED_PATTERNS for file in folder.glob(pattern) if file.is_file()}
-    return sorted(file for file in found if file.name not in REPLACED_FILES)
+def copy_side_files(source: Path, target: Path, also: Iterable[str] = ()) -> None:
+    """The small files of a model folder that its copy in another form needs, and those of the patterns `also`."""
+    found = {file for pattern in (*COPIED_PATTERNS, *also) for file in source.glob(pattern) if file.is_file()}
+    for file in sorted(found):
+        if file.name not in REPLACED_FILES:
+            shutil.copyfile(file, target / file.name)
 
 
 def publish(staging: Path, output: Path) -> None:
     """Give the complete folder its final name; an older folder of that name gives way in the same step."""
     for file in staging.iterdir():
-        _sync_file(file)
+        sync_file(file)
     sync_directory(staging)
     if not (output.exists() and exchange(staging, output)):
         _replace(staging, output)
@@ -196,6 +201,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Force a file's bytes to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

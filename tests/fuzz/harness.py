@@ -60,6 +60,7 @@ class Tally:
     slowest: float = 0.0
     defects: dict[str, bytes] = field(default_factory=dict)
     """Where and what -> the first input that does it."""
+    last_refusal: str = ""
 
 
 def fuzz(parser: Parser, inputs: int, seed: int, folder: Path) -> Tally:
@@ -72,7 +73,7 @@ def fuzz(parser: Parser, inputs: int, seed: int, folder: Path) -> Tally:
         for data in corpus:
             defect = _attempt(parser, data, folder, written, tally, seconds=FIRST_SECONDS)
             assert defect is None, f"a good input of {parser.name}: {defect}"
-        assert tally.refused == 0, f"{tally.refused} good inputs of {parser.name} were refused"
+        assert tally.refused == 0, f"a good input of {parser.name} was refused: {tally.last_refusal}"
         seen: set[tuple[CodeType, int]] = set()
         for _ in range(inputs):
             data = parser.mutate(rng.choice(corpus), rng)
@@ -100,7 +101,7 @@ def _attempt(
     try:
         parser.parse(data, folder)
     except AwqError as error:
-        tally.refused += 1
+        tally.refused, tally.last_refusal = tally.refused + 1, str(error)
         problem = _bad_sentence(error)
     except BaseException as error:  # a panic in native code is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):

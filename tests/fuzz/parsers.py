@@ -129,9 +129,14 @@ def _configs(folder: Path) -> list[bytes]:
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False, "dynamic": rules}
     rounded = {"quant_method": "auto-round", "packing_format": "auto_round:gptq", "bits": 4, "group_size": 32,
                "sym": True, "extra_config": {"model.layers.0": {"bits": 8}}}  # fmt: skip
-    nested = {"model_type": "qwen2_vl", "text_config": demo, "auto_map": {"AutoConfig": "configuration_x.XConfig"}}
+    vision = {"depth": 2, "embed_dim": 64, "hidden_size": demo["hidden_size"], "num_heads": 2}
+    nested = {"model_type": "qwen2_vl", "text_config": demo, "vision_config": vision,
+              "auto_map": {"AutoConfig": "configuration_x.XConfig"}}  # fmt: skip
     quantized = [{**demo, "quantization_config": settings} for settings in (awq, packed, gptq, rounded)]
-    return _of(demo, *quantized, nested, {"model_type": "mixtral", "num_local_experts": 4, "hidden_size": 64})(folder)
+    # small ones: what is made before it goes to the meta device can spread over gigabytes of addresses
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "hidden_size": 64, "intermediate_size": 64,
+               "vocab_size": 512, "num_hidden_layers": 2}  # fmt: skip
+    return _of(demo, *quantized, nested, experts)(folder)
 
 
 def _tokenize(file: Path) -> None:

@@ -7,7 +7,6 @@ before it gets its name.
 
 from __future__ import annotations
 
-import os
 import struct
 import tempfile
 from collections import Counter
@@ -20,17 +19,19 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Blocks
 
-from awq_engine.checkpoint import Checkpoint, TensorInfo, read_checkpoint
-from awq_engine.convert import Progress
+from awq_engine.checkpoint import Checkpoint, TensorInfo
+from awq_engine.convert import Progress, read_quantized
 from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, UsageError, VerificationError, last_clause
 from awq_engine.exports.exported import Exported
 from awq_engine.exports.gguf_blocks import blocks_for, fallback_for, pack, worst_error
 from awq_engine.exports.gguf_metadata import Family, Shape, add_metadata, family_of, read_shape, rope_factors
 from awq_engine.exports.gguf_tokenizer import add_tokenizer
-from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.formats.stated import Quantization
+from awq_engine.storage import sync_directory
 from awq_engine.tensor_files import open_tensors
 from awq_engine.unpacked import read_weight
+from awq_engine.writer import sync_file
 from awq_kernels.int_weight import IntWeight
 from awq_kernels.reference import dequantize
 
@@ -60,10 +61,7 @@ def export_gguf(source: Path, output: Path, *, overwrite: bool = False, progress
         UsageError: the output is in the way. ResourceError: it does not fit on the disk.
         VerificationError: what was written reads back differently (our bug); nothing was published.
     """
-    checkpoint = read_checkpoint(source)
-    quantization = read_quantization(checkpoint)
-    if quantization is None:
-        raise BadInputError(f"{source} is not quantized; `awq-tui quantize` makes a quantized model of it.")
+    checkpoint, quantization = read_quantized(source)
     family, shape = family_of(checkpoint.config, source), read_shape(checkpoint.config, source)
     _check_output(output, overwrite)
     model = _Model(checkpoint, quantization, family, shape)
@@ -83,7 +81,9 @@ def export_gguf(source: Path, output: Path, *, overwrite: bool = False, progress
             writer.close()
         _verify(model, file, tensors, progress)
         _check_output(output, overwrite)
-        _publish(file, output)
+        sync_file(file)
+        file.replace(output)
+        sync_directory(output.parent)
     linears = [tensor for tensor in tensors if tensor.linear]
     return Exported(
         output, dict(Counter(tensor.blocks.name for tensor in linears)), tuple(model.requantized), output.stat().st_size
@@ -225,9 +225,3 @@ def _verify(model: _Model, file: Path, tensors: list[_Tensor], progress: Progres
             same = bool((difference <= worst_error(weight, tensor.blocks)).all())
         if not same:
             raise VerificationError(f"{tensor.name} of {file.name} reads back differently; please report this.")
-
-
-def _publish(file: Path, output: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-    file.replace(output)

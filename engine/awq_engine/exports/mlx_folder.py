@@ -13,7 +13,6 @@ for the linears that differ one by one.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,17 @@ from typing import Any
 import torch
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
-from awq_engine.convert import Progress, copy_small_files, in_order, pack_all
+from awq_engine.convert import Progress, read_quantized, repack
 from awq_engine.disk import check_disk
 from awq_engine.errors import BadInputError, VerificationError
 from awq_engine.exports.exported import Exported
-from awq_engine.formats.stated import Quantization, read_quantization
+from awq_engine.formats.stated import Quantization
 from awq_engine.formats.words import pack_words, unpack_words
 from awq_engine.output import check_output
 from awq_engine.spec import QuantSpec
 from awq_engine.tensor_files import open_tensors
 from awq_engine.unpacked import read_weight
-from awq_engine.writer import publish, staging_folder, write_json, write_shards
+from awq_engine.writer import write_json
 from awq_kernels.int_weight import IntWeight
 
 GROUPS = (128, 64, 32)
@@ -54,27 +53,20 @@ def export_mlx(source: Path, output: Path, *, overwrite: bool = False, progress:
         UsageError: the output is in the way. ResourceError: it does not fit on the disk.
         VerificationError: what was written reads back differently (our bug); nothing was published.
     """
-    checkpoint = read_checkpoint(source)
-    quantization = read_quantization(checkpoint)
-    if quantization is None:
-        raise BadInputError(f"{source} is not quantized; `awq-tui quantize` makes a quantized model of it.")
+    checkpoint, quantization = read_quantized(source)
     check_output(output, source.resolve(), overwrite)
     check_disk(output, 2 * checkpoint.nbytes, "the MLX model and its parts")
-    output.parent.mkdir(parents=True, exist_ok=True)
     specs = {linear: _mlx_spec(checkpoint, quantization, linear) for linear in quantization.linears(checkpoint)}
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as workspace:
-        packed = pack_all(checkpoint, quantization, _pack, specs, Path(workspace) / "parts", progress)
-        tensors = list(in_order(checkpoint, quantization, packed))
-        with staging_folder(Path(workspace) / "model") as staging:
-            write_shards(staging, tensors, lambda done, total: progress("writing", done, total))
-            _write_config(staging, checkpoint, specs)
-            copy_small_files(checkpoint.path, staging)
-            (staging / "README.md").write_text(_CARD.format(name=source.resolve().name), encoding="utf-8")
-            _verify(checkpoint, quantization, staging, specs, progress)
-            check_output(output, source.resolve(), overwrite)
-            publish(staging, output)
+
+    def complete(staging: Path) -> None:
+        _write_config(staging, checkpoint, specs)
+        (staging / "README.md").write_text(_CARD.format(name=source.resolve().name), encoding="utf-8")
+        _verify(checkpoint, quantization, staging, specs, progress)
+        check_output(output, source.resolve(), overwrite)
+
+    nbytes = repack(checkpoint, quantization, output, _pack, specs, complete, progress)
     kinds = Counter(f"{spec.bits} bits, groups of {spec.group_size}" for spec in specs.values())
-    return Exported(output, dict(kinds), (), sum(tensor.nbytes for tensor in tensors))
+    return Exported(output, dict(kinds), (), nbytes)
 
 
 def _mlx_spec(checkpoint: Checkpoint, quantization: Quantization, linear: str) -> QuantSpec:
