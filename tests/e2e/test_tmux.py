@@ -16,6 +16,7 @@ import pytest
 from awq_engine.events import RunStarted
 from awq_engine.runs import Run, RunStatus
 from tests.e2e.conftest import COMMAND, Workplace
+from tests.processes import still_there
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 PATIENCE = 90.0
@@ -40,9 +41,7 @@ class Tmux:
         """As a person who closes the terminal: everything in it is hung up."""
         server = int(self._tmux("display-message", "-p", "#{pid}"))
         self._tmux("kill-server")
-        deadline = time.monotonic() + PATIENCE
-        while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert still_there([server]) == []
 
     def type(self, command: str) -> None:
         self._tmux("send-keys", "-l", command)

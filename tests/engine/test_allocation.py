@@ -50,7 +50,7 @@ def best_loss(options: dict[str, list[Option]], budget: float) -> float:
     return min((sum(option.loss for option in x) for x in fitting), default=float("inf"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sites=SITES, slack=st.integers(0, 120))
 def test_the_knapsack_keeps_the_budget_and_is_within_one_step_of_the_best(
     sites: list[list[tuple[int, float]]], slack: int

@@ -108,7 +108,7 @@ def test_vector_e_one_sign_group() -> None:
     assert (kept - torch.tensor([0.5, 0.6, 0.7, 0.8])).abs().max() < 0.5 * 0.8 / 15
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     words=st.integers(1, 6),
     n_groups=st.integers(1, 4),

@@ -52,7 +52,7 @@ class Worker:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         self.process.stdout.close()
         return code
 

@@ -290,7 +290,7 @@ def interrupt_once_it_runs() -> threading.Thread:
     """Press ctrl-c when the engine has begun to talk."""
 
     def press() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any(run.records() for run in list_runs()):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)

@@ -48,7 +48,7 @@ def weights(draw: st.DrawFn, layout: Format) -> tuple[IntWeight, QuantSpec]:
 
 
 @pytest.mark.parametrize("layout", Format)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_packing_loses_nothing(layout: Format, data: st.DataObject) -> None:
     """Integers, zero points and steps come back bit for bit, and the forecast of the size is exact."""
@@ -67,7 +67,7 @@ def test_packing_loses_nothing(layout: Format, data: st.DataObject) -> None:
     assert stored == packed_bytes(layout, spec, weight.out_features, weight.in_features)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bits=st.integers(1, 8), rows=st.integers(1, 3), columns=st.integers(1, 70), seed=st.integers(0, 99))
 def test_words_hold_a_plain_stream_of_bits(bits: int, rows: int, columns: int, seed: int) -> None:
     """Each row is one long little-endian number with element i at bit i * bits."""

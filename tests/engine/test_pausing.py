@@ -17,7 +17,7 @@ from awq_engine.pausing import PausableRun
 from awq_engine.runs import Run, create_run
 from awq_engine.state import replay
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_error_is_at_most_half_a_step(symmetric: bool, group_size: int):
         assert (qparams.zero_point == 8).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=16, max_size=16),
     st.booleans(),

@@ -99,7 +99,7 @@ def told(probabilities: list[float], top: int) -> TokenScore:
     return TokenScore(0, "", 0.0, 1, "", kept, sum(probabilities[token] for token in order[top:]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), st.integers(2, 12), st.integers(1, 12))
 def test_divergence_is_a_lower_bound_and_exact_when_the_top_is_everything(
     data: st.DataObject, n: int, top: int

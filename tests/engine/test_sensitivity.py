@@ -53,7 +53,7 @@ def test_both_sides_beat_one_at_the_price_they_are_made_for():
     assert after < 0.85 * before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     out_features=st.integers(1, 37), groups=st.integers(1, 3), bits=st.sampled_from([2, 3, 4, 8]),
     seed=st.integers(0, 99),

@@ -15,7 +15,7 @@ TOKENIZER = load_tokenizer(demo_model())
 SHORT = st.text(alphabet="abc", min_size=1, max_size=4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=40))
 def test_pieces_are_whole_characters_and_lose_nothing(text: str) -> None:
     """Any text, emoji and combining marks included, comes out as it went in, never with half a character."""
@@ -36,7 +36,7 @@ def test_half_a_character_at_the_end_is_dropped() -> None:
     assert text.strip() == "a"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="abc", max_size=14), st.lists(SHORT, max_size=3), st.lists(st.integers(0, 14), max_size=6))
 def test_stop_strings_do_not_care_how_the_text_is_cut(text: str, stops: list[str], cuts: list[int]) -> None:
     """Everything before the stop string that is complete first; all of the text where there is none."""

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from awq_engine.journal import Journal
 from awq_engine.pipeline import execute
 from awq_engine.runs import create_run
 from awq_engine.workers import Processes
+from tests.processes import still_there
 
 CPU = torch.device("cpu")
 TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
@@ -86,17 +86,20 @@ def test_death_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 SHARING = """
 import os, sys, time
+from pathlib import Path
 import torch
 from awq_engine.workers import Processes
 
 def main():
     processes = Processes(2, 1, torch.device("cpu"), print)
-    print(*{pid for pid, in processes.map(tell, range(8))}, flush=True)
-    time.sleep(60)
+    print(*processes.map(meet, [Path(sys.argv[1])] * 2), flush=True)
+    time.sleep(600)
 
-def tell(piece):
-    time.sleep(0.2)
-    return (os.getpid(),)
+def meet(place):
+    (place / str(os.getpid())).touch()
+    while len(list(place.iterdir())) < 2:
+        time.sleep(0.01)
+    return os.getpid()
 
 if __name__ == "__main__":
     main()
@@ -104,18 +107,16 @@ if __name__ == "__main__":
 
 
 def test_no_process_outlives_a_killed_engine(tmp_path: Path):
-    script = tmp_path / "sharing.py"
+    script, place = tmp_path / "sharing.py", tmp_path / "place"
     script.write_text(SHARING)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as engine:
+    place.mkdir()
+    with subprocess.Popen([sys.executable, script, place], stdout=subprocess.PIPE, text=True) as engine:
         assert engine.stdout is not None
         pids = [int(pid) for pid in engine.stdout.readline().split()]
         engine.kill()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
 
     assert len(pids) == 2
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert still_there(pids) == []
 
 
 SIZES: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awq_engine.errors import AwqError
@@ -59,7 +59,7 @@ def test_any_json_at_all(parser: Parser, tmp_path: Path, monkeypatch: pytest.Mon
     good = json.loads(parser.seeds(tmp_path)[0])
     keys = sorted(good) if isinstance(good, dict) else [""]
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+    @settings(max_examples=12)
     @given(value=values, key=st.sampled_from(keys))
     def check(value: Any, key: str) -> None:
         for tried in (value, {**good, key: value} if isinstance(good, dict) else [value]):

@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 computes = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(n_experts=st.integers(1, 9), block=st.sampled_from([8, 16, 64]), data=st.data())
 def test_every_row_is_in_one_block_of_its_expert(n_experts: int, block: int, data: st.DataObject) -> None:
     experts = torch.tensor(data.draw(st.lists(st.integers(0, n_experts - 1), min_size=1, max_size=200)))

@@ -55,7 +55,7 @@ def test_matches_float64(shape: tuple[int, int, int], bits: int, n_tokens: int) 
     check(shape, bits, n_tokens, symmetric=False)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bits=st.sampled_from(list(PLANES)),
     out_features=st.integers(1, 70),
@@ -72,7 +72,7 @@ def test_any_shape(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bits=st.sampled_from(list(PLANES)),
     out_features=st.integers(1, 200),

@@ -43,7 +43,7 @@ def test_round_trip(out_features: int, in_features: int, group_size: int, bits: 
     assert_same(unpack_tiles(pack_tiles(weight)), weight)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from(sorted(PLANES)),
     out_features=st.integers(1, 150),

@@ -15,7 +15,7 @@ import awq_tui
 from awq_tui.app import AwqApp
 
 SIZES = ((80, 24), (120, 40))
-DEADLINE = 20.0
+DEADLINE = 60.0
 """Seconds a condition may take on a busy machine."""
 
 
