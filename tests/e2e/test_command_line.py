@@ -84,6 +84,15 @@ def test_quantize_reports_what_it_did(workplace: Workplace, finished: dict[str, 
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "quantization_report.json", "README.md"}
 
 
+def test_every_file_that_is_kept_is_documented(workplace: Workplace, finished: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    kept = [file for file in Path(workplace.env["AWQ_TUI_HOME"]).rglob("*") if file.is_file()]
+    kept += [file for file in Path(finished["output"]).iterdir() if "quantization" in file.name]
+    assert len(kept) > 5
+    for file in kept:
+        assert f"`{file.name}`" in page or f"{file.parent.name}/{file.name}`" in page, file
+
+
 def test_dry_run_foretells_the_run_and_writes_nothing(workplace: Workplace, finished: dict[str, Any]) -> None:
     before = sorted(workplace.folder.rglob("*"))
     plan = only_json(succeed(workplace, "quantize", "tiny", *QUICK, "-o", "elsewhere", "--dry-run", "--json"))

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from describe_commands import EXITS, FOLDER, PAGES  # noqa: E402
+from write_reference import EXITS, FOLDER, PAGES  # noqa: E402
 
 from awq_engine.cli import build_parser, main  # noqa: E402
 from awq_engine.errors import ExitCode  # noqa: E402
@@ -23,7 +23,7 @@ GUIDES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_is_current(name: str):
     assert (FOLDER / name).read_text(encoding="utf-8") == PAGES[name]().rstrip() + "\n", (
-        "run scripts/describe_commands.py"
+        "run scripts/write_reference.py"
     )
 
 

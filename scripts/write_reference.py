@@ -1,6 +1,6 @@
-"""Write docs/reference/: every command with its options and exit codes, and every event of a run, from the code itself.
+"""Write docs/reference/ from the code itself: commands and options, keys of the app, events of a run, errors.
 
-    python scripts/describe_commands.py
+    python scripts/write_reference.py
 
 `tests/engine/test_reference_pages.py` fails while the pages are not what this writes.
 """
@@ -10,17 +10,25 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 import inspect
+import itertools
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from error_sentences import error_sentences
+from textual.binding import Binding
+from textual.dom import DOMNode
+
+import awq_tui
 from awq_engine import events
 from awq_engine.cli import build_parser
 from awq_engine.errors import ExitCode
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
-WRITTEN = "Written by `scripts/describe_commands.py` from the code."
+WRITTEN = "Written by `scripts/write_reference.py` from the code."
 EXITS = {
     ExitCode.OK: "done",
     ExitCode.BUG: "a bug of ours, with a report; or the written files did not compute what was meant",
@@ -103,7 +111,70 @@ def _fields(event: type[events.Event]) -> Iterator[tuple[str, str, str]]:
                 yield statement.target.id, ast.unparse(statement.annotation).replace("|", "or"), words
 
 
-PAGES = {"commands.md": commands_page, "events.md": events_page}
+def keys_page() -> str:
+    """What every key of ours does, by screen."""
+    lines = [
+        "# Keys", "", WRITTEN, "",
+        "The help of every screen (`?`) lists those that work there; lists and fields have Textual's usual ones too.",
+        "An id is what a key is called in [`config.toml`](../configuration.md).", "",
+    ]  # fmt: skip
+    for module, nodes in itertools.groupby(_with_keys(), key=lambda node: node.__module__):
+        title = module.rpartition(".")[2].replace("_", " ").capitalize()
+        lines += [f"## {'Everywhere' if title == 'App' else title}", ""]
+        bindings: list[Binding] = []
+        for node in nodes:
+            lines += [*_escaped(vars(node).get("HELP") or "").splitlines(), ""]
+            bindings += _own_keys(node)
+        lines += ["| key | | id |", "|---|---|---|", *map(_key_row, bindings), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def _with_keys() -> list[type[DOMNode]]:
+    """The app, its screens and its widgets that have keys with an id, those of a module one after the other."""
+    modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(awq_tui.__path__, "awq_tui.")
+               if not each.name.endswith("__main__")]  # fmt: skip
+    found = {
+        each
+        for module in modules
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, DOMNode) and each.__module__.startswith("awq_tui")
+    }
+    return sorted((each for each in found if any(_own_keys(each))), key=lambda each: (each.__module__, each.__name__))
+
+
+def _own_keys(node: type[DOMNode]) -> list[Binding]:
+    bindings = vars(node).get("BINDINGS", [])
+    return [binding for binding in bindings if isinstance(binding, Binding) and binding.id]
+
+
+def _key_row(binding: Binding) -> str:
+    keys = " ".join(f"`{KEY_NAMES.get(key, key)}`" for key in binding.key.split(","))
+    return f"| {keys} | {f'{binding.description}. {binding.tooltip}'.strip()} | `{binding.id}` |"
+
+
+KEY_NAMES = {"question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "equals_sign": "="}
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*_<|])", r"\\\1", inspect.cleandoc(text))
+
+
+def errors_page() -> str:
+    """Every sentence an error can say, by the exit code it ends with."""
+    lines = [
+        "# Errors", "", WRITTEN, "",
+        "What an error can say, by exit code and by the module that says it; words in italics are filled in. The app",
+        "shows the same sentences. What else goes wrong is a bug: exit code 1 and a report in `crashes/`, beside the",
+        "runs.", "",
+    ]  # fmt: skip
+    for code, modules in sorted(error_sentences().items()):
+        lines += [f"## {int(code)}: {EXITS[code]}", ""]
+        for module, sentences in modules.items():
+            lines += [f"### {module}".replace("_", "\\_"), "", *(f"- {sentence}" for sentence in sentences), ""]
+    return "\n".join(lines)
+
+
+PAGES = {"commands.md": commands_page, "keys.md": keys_page, "events.md": events_page, "errors.md": errors_page}
 
 
 def main() -> None:
