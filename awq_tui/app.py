@@ -105,7 +105,7 @@ class AwqApp(App[None]):
         "chat": partial(_choose_screen, "chat"),
         "compare": _compare_screen,
     }
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - Textual's own type
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (112, "-normal"), (140, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "section('models')", "Models", id="section.models", show=False, tooltip="Pick a model."),

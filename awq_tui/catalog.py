@@ -77,6 +77,8 @@ class Entry:
     """awq-tui made it, so there are statistics to inspect."""
     problem: str = ""
     """A sentence, when the model cannot be used."""
+    fetched: str = ""
+    """How much of it has arrived, while it is downloaded."""
 
     @property
     def key(self) -> str:
@@ -243,11 +245,11 @@ def facts(checkpoint: Checkpoint) -> list[str]:
     shape = [
         ("hidden", _integer(config, "hidden_size", "n_embd", "d_model")),
         ("mlp", _integer(config, "intermediate_size", "n_inner")),
-        ("heads", f"{heads}/{kv_heads} (GQA)" if grouped else heads),
+        ("heads", f"{heads}/{kv_heads} GQA" if grouped else heads),
     ]
     reach = [
         ("blocks", _integer(config, "num_hidden_layers", "n_layer")),
-        ("vocabulary", _integer(config, "vocab_size")),
+        ("vocab", _integer(config, "vocab_size")),
         ("context", _integer(config, "max_position_embeddings", "n_positions")),
     ]
     lines = (" · ".join(f"{name} {value}" for name, value in pairs if value) for pairs in (reach, shape))

@@ -26,6 +26,8 @@ class Details:
     forecasts: tuple[tuple[Preset, Estimate], ...] = ()
     """One per preset; empty for a model that cannot be quantized."""
     problems: tuple[str, ...] = ()
+    looking: bool = False
+    """More will be known as soon as the Hub has answered."""
 
 
 def look_into(entry: Entry, speed: Speed | None) -> Details:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +11,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
 from textual.widgets import Input, Static
 
 from awq_engine.errors import NetworkError
@@ -23,6 +21,7 @@ from awq_tui.background import in_thread
 from awq_tui.catalog import Entry, Where
 from awq_tui.places import Place
 from awq_tui.screens.section import SectionScreen
+from awq_tui.shelf import ORDERS, Shelf
 from awq_tui.widgets.model_details import ModelDetails
 from awq_tui.widgets.model_table import ModelTable
 from awq_tui.widgets.plain_input import PlainInput
@@ -37,16 +36,6 @@ DEBOUNCE = 0.3
 """Seconds without a keystroke before the Hub is asked."""
 MIN_QUERY = 2
 """Characters before the Hub is asked."""
-
-
-ORDERS: dict[str, Callable[[Entry], float | str]] = {
-    "as found": lambda entry: 0,
-    "by parameters": lambda entry: -(entry.parameters or 0),
-    "by size": lambda entry: -(entry.nbytes or 0),
-    "by downloads": lambda entry: -(entry.downloads or 0),
-    "by name": lambda entry: entry.name.lower(),
-}
-"""What the list is sorted by; the Hub gives its models by downloads."""
 
 
 class FindInput(PlainInput):
@@ -76,7 +65,13 @@ wants a licence accepted first."""
         Binding(
             "d", "download", "Download", id="models.download", tooltip="Fetch it from the Hub, also after you quit."
         ),
-        Binding("x", "stop_download", "Stop", id="models.stop_download", tooltip="Stop fetching; d goes on later."),
+        Binding(
+            "x",
+            "stop_download",
+            "Stop",
+            id="models.stop_download",
+            tooltip="Stop fetching; d goes on later, a second x takes it off the list.",
+        ),
         Binding("i", "inspect", "Inspect", id="models.inspect", tooltip="Per-layer statistics of a result."),
         Binding("a", "add", "Type a path", id="models.add", tooltip="Add a folder, or name a model on the Hub."),
         Binding("r", "rescan", "Rescan", id="models.rescan", show=False, tooltip="Look for models again."),
@@ -84,13 +79,11 @@ wants a licence accepted first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._results: list[Entry] = []
-        self._folders: list[Entry] = []
-        self._cache: list[Entry] = []
-        self._hub: list[Entry] = []
-        self._hub_problem = ""
-        """Why the last search found nothing on the Hub."""
-        self._demo: list[Entry] = []
+        self._shelf = Shelf()
+        self._searching = False
+        """The Hub is asked, or will be in a moment."""
+        self._described = ""
+        """The model that the details are of."""
         self._outputs: tuple[Path, ...] = ()
         self._speed: Speed | None = None
         self._order = "as found"
@@ -110,6 +103,7 @@ wants a licence accepted first."""
         with Horizontal(id="panes"):
             with Vertical(id="list", classes="pane"):
                 yield ModelTable(id="models")
+                yield Static(id="hub-problem", markup=False)
             with VerticalScroll(id="details-pane", classes="pane", can_focus=False):
                 yield ModelDetails(id="details")
 
@@ -137,14 +131,14 @@ wants a licence accepted first."""
     async def _scan(self) -> None:
         from awq_engine.estimate import measured_speed
 
-        self._demo = [await in_thread(catalog.demo_entry)]
+        self._shelf.demo = [await in_thread(catalog.demo_entry)]
         self._refresh()
         self._speed = await in_thread(measured_speed)
         self._describe()
         roots = catalog.default_roots(self.awq.settings.folders)
-        self._folders = await in_thread(catalog.folder_entries, roots)
+        self._shelf.folders = await in_thread(catalog.folder_entries, roots)
         self._refresh()
-        self._cache = await in_thread(catalog.cache_entries)
+        self._shelf.cache = await in_thread(catalog.cache_entries)
         self._refresh()
         self._wanted = ""
 
@@ -157,23 +151,23 @@ wants a licence accepted first."""
             )
 
     async def _list_results(self, summaries: tuple[RunSummary, ...]) -> None:
-        self._results = await in_thread(catalog.result_entries, summaries)
+        self._shelf.results = await in_thread(catalog.result_entries, summaries)
         self._refresh()
 
     def _machine_changed(self, machine: Machine | None) -> None:
-        if machine is not None:
-            self.query_one(ModelDetails).show_free(machine.host.free)
+        self.query_one(ModelDetails).show_machine(machine)
 
     def _downloads_changed(self, downloads: tuple[Download, ...]) -> None:
         if any(download.finished for download in downloads):
             self.action_rescan()
+        self._shelf.downloads = downloads
+        self._show_list()
         self._show_download()
 
     @property
     def download(self) -> Download | None:
         """Of the model under the cursor."""
-        entry = self.table.current
-        return next((found for found in self.awq.downloads if entry and found.spec == entry.model), None)
+        return self._shelf.download_of(self.table.current)
 
     def _show_download(self) -> None:
         self.query_one(ModelDetails).show_download(self.download)
@@ -181,62 +175,63 @@ wants a licence accepted first."""
 
     @on(Input.Changed, "#find")
     def _query_changed(self, event: Input.Changed) -> None:
-        self._hub, self._hub_problem = [], ""
-        self._show_badge("")
+        query = catalog.without_limits(event.value)
+        self._shelf.hub, self._searching = [], len(query) >= MIN_QUERY
+        self._show_search("searching the Hub…" if self._searching else "")
         self._refresh()
-        self.run_worker(
-            partial(self._search, catalog.without_limits(event.value)), group="hub", exclusive=True, exit_on_error=False
-        )
+        self.run_worker(partial(self._search, query), group="hub", exclusive=True, exit_on_error=False)
 
     async def _search(self, query: str) -> None:
-        if len(query) < MIN_QUERY:
+        if not self._searching:
             return
         await asyncio.sleep(DEBOUNCE)
         from awq_tui import hub_catalog
 
-        self._show_badge("searching the Hub…")
         try:
-            self._hub = await in_thread(hub_catalog.search_hub, query)
+            self._shelf.hub = await in_thread(hub_catalog.search_hub, query)
         except NetworkError as error:
-            self._hub_problem = str(error)
-            self._show_badge("⚠ Hub offline", self._hub_problem)
-            self._describe()
-            return
-        self._show_badge(f"{len(self._hub)} on the Hub")
+            self._show_search("⚠ without the Hub", str(error))
+        else:
+            self._show_search(f"{len(self._shelf.hub)} on the Hub")
+        self._searching = False
         self._refresh()
 
-    def _show_badge(self, text: str, why: str = "") -> None:
-        badge = self.query_one("#badge", Static)
-        badge.update(text)
-        badge.tooltip = Content(plain(why)) if why else None
+    def _show_search(self, state: str, problem: str = "") -> None:
+        self.query_one("#badge", Static).update(state)
+        self.query_one("#hub-problem", Static).update(f"⚠ {plain(problem)}" if problem else "")
+        self.query_one("#hub-problem").display = bool(problem)
 
     def _refresh(self) -> None:
-        query = self.query_one("#find", Input).value
-        local = catalog.merge(self._demo, self._results, self._folders, self._cache)
-        shown = [entry for entry in local if entry.matches(query)]
-        hub = [entry for entry in self._hub if not _is_among(entry, local) and entry.matches(limits_of(query))]
-        self.table.show(sorted(catalog.merge(shown, hub), key=ORDERS[self._order]))
+        self._show_list()
+        self._describe()
+
+    def _show_list(self) -> None:
+        self.table.show(self._shelf.shown(self.query_one("#find", Input).value, self._order))
         self.table.select(self._wanted)
         found = self.table.row_count
         order = "" if self._order == "as found" else f", {self._order}"
         self.query_one("#list").border_subtitle = f"{found} model{'' if found == 1 else 's'}{order}"
-        self._describe()
 
     # the model under the cursor
 
     @on(ModelTable.RowHighlighted)
+    def _move_on(self) -> None:
+        if (entry := self.table.current) is None or entry.key != self._described:
+            self._describe()
+
     def _describe(self) -> None:
         self._show_download()
+        self._described = self.table.current.key if self.table.current else ""
         self.run_worker(partial(self._look, self.table.current), group="details", exclusive=True, exit_on_error=False)
 
     async def _look(self, entry: Entry | None) -> None:
         from awq_tui.details import Details, look_into  # no part of the app's first picture
 
         if entry and entry.where is Where.HUB:
-            self.query_one(ModelDetails).show(Details(entry))
+            self.query_one(ModelDetails).show(Details(entry, looking=not entry.quantized))
             await asyncio.sleep(DEBOUNCE)
         details = await in_thread(look_into, entry, self._speed) if entry else None
-        self.query_one(ModelDetails).show(details, f"No model fits. {self._hub_problem}")
+        self.query_one(ModelDetails).show(details, "Searching the Hub…" if self._searching else "No model fits.")
 
     @on(ModelTable.RowSelected)
     def _configure(self) -> None:
@@ -257,7 +252,8 @@ wants a licence accepted first."""
         entry = self.table.current
         if action in ("download", "stop_download"):
             going_on = self.download is not None and self.download.going_on
-            return entry is not None and entry.where is Where.HUB and going_on == (action == "stop_download")
+            on_hub = entry is not None and entry.where is Where.HUB
+            return on_hub and (self.download is not None if action == "stop_download" else not going_on)
         possible = entry is not None and not entry.problem and (action == "chat" or entry.has_report)
         return True if possible else None
 
@@ -279,10 +275,10 @@ wants a licence accepted first."""
                 self.awq.reap(process)
 
     def action_stop_download(self) -> None:
-        from awq_engine.downloads import request_stop
+        from awq_engine.downloads import forget, request_stop
 
         if self.download is not None:
-            request_stop(self.download.spec)
+            (request_stop if self.download.going_on else forget)(self.download.spec)
 
     def action_inspect(self) -> None:
         if (entry := self.table.current) and entry.path:
@@ -322,18 +318,9 @@ wants a licence accepted first."""
             known = self.awq.settings.folders
             self.awq.update_settings(folders=(*known, *(folder for folder in folders if folder not in known)))
         if entries[0].where is Where.HUB:
-            self._hub = catalog.merge(entries, self._hub)
+            self._shelf.hub = catalog.merge(entries, self._shelf.hub)
         else:
-            self._folders = catalog.merge(entries, self._folders)
+            self._shelf.folders = catalog.merge(entries, self._shelf.folders)
         self._refresh()
         self.table.select(entries[0].key)
         self.table.focus()
-
-
-def limits_of(query: str) -> str:
-    """The limits in a query: of the Hub's models they are still to be checked, the words are not."""
-    return " ".join(word for word in query.split() if not catalog.without_limits(word))
-
-
-def _is_among(entry: Entry, local: list[Entry]) -> bool:
-    return any(other.model == entry.model for other in local)

@@ -15,18 +15,21 @@ from awq_tui.widgets.progress_bar import bar
 
 if TYPE_CHECKING:
     from awq_engine.downloads import Download
+    from awq_engine.estimate import Estimate
     from awq_tui.details import Details
+    from awq_tui.machine import Machine
 
 ORIGINS = {
     Where.DEMO: "bundled with awq-tui",
     Where.RESULT: "made by awq-tui",
     Where.DISK: "on this disk",
     Where.CACHE: "in the Hugging Face cache",
-    Where.HUB: "on the Hugging Face Hub, not downloaded",
+    Where.HUB: "on the Hugging Face Hub",
 }
 COLUMN = 10
-ONE_LINE_WIDTH = 56
-"""Cells from which size before and after fit beside the heading."""
+LABEL = 7
+ONE_LINE_WIDTH = 68
+"""Cells from which size before and after fit beside the heading, and what is free beside what is needed."""
 
 
 class ModelDetails(Static):
@@ -37,7 +40,7 @@ class ModelDetails(Static):
 
         self._details: Details | None = None
         self._nothing = ""
-        self._free: int | None = None
+        self._machine: Machine | None = None
         self._download: Download | None = None
 
     def show(self, details: Details | None, nothing: str = "No model chosen.") -> None:
@@ -45,9 +48,9 @@ class ModelDetails(Static):
         self._details, self._nothing = details, nothing
         self.on_resize()
 
-    def show_free(self, free: int) -> None:
-        """How many bytes of memory this machine has left."""
-        self._free = free
+    def show_machine(self, machine: Machine | None) -> None:
+        """Whose memory a run has to fit into."""
+        self._machine = machine
         self.on_resize()
 
     def show_download(self, download: Download | None) -> None:
@@ -60,21 +63,24 @@ class ModelDetails(Static):
         if self._details is None:
             self.update(Content.styled(plain(self._nothing), "dim"))
         else:
-            text = draw(self._details, self.size.width, self._free)
-            progress = [draw_download(self._download, self.size.width)] if self._download else []
-            self.update(Content("\n").join([text, *progress]))
+            self.update(draw(self._details, self.size.width, self._machine, self._download))
 
 
-def draw(details: Details, width: int, free: int | None = None) -> Content:
-    """The pane's text for a pane of `width` cells, on a machine with so many bytes of memory left."""
+def draw(details: Details, width: int, machine: Machine | None = None, download: Download | None = None) -> Content:
+    """The pane's text for a pane of `width` cells; with the `machine`, whether a run fits into its memory."""
     entry = details.entry
+    wide = width >= ONE_LINE_WIDTH
     lines = [Content.styled(one_line(entry.name), "bold"), Content.styled(_origin(entry, width), "dim")]
     lines += [Content(f"licence {one_line(entry.licence)}")] if entry.licence else []
-    lines += [Content(plain(fact)) for fact in details.facts]
+    lines = [Content("   ").join(lines)] if wide else lines
+    lines += [draw_download(download, width)] if download and download.error not in details.problems else []
+    lines += [Content(plain(fact)) for fact in ([" · ".join(details.facts)] if wide else details.facts) if fact]
     lines += [Content.styled(f"✗ {plain(_shorter(problem, entry))}", "$text-error") for problem in details.problems]
-    lines += _marks(entry)
+    lines += _marks(details)
     if details.forecasts:
-        lines += _forecast(details, width, free)
+        lines += _forecast(details, width, machine)
+    if details.looking:
+        lines.append(Content.styled("reading its shapes from the Hub…", "dim"))
     return Content("\n").join(lines)
 
 
@@ -108,15 +114,15 @@ def _shorter(problem: str, entry: Entry) -> str:
     return problem.replace(str(entry.path), entry.name) if entry.path else problem
 
 
-def _marks(entry: Entry) -> list[Content]:
-    lines = []
+def _marks(details: Details) -> list[Content]:
+    entry, lines = details.entry, []
     if entry.quantized:
         lines.append(
             Content.styled(f"◆ Already quantized ({plain(entry.quantized)}): c chats with it.", "$text-accent")
         )
     if entry.has_report:
         lines.append(Content("i shows its per-layer statistics."))
-    if entry.gated:
+    if entry.gated and not details.problems:
         page = f"huggingface.co/{plain(entry.model)}"
         lines.append(Content.styled(f"⊘ Gated: accept the licence at {page}, then `hf auth login`.", "$text-warning"))
     if entry.where is Where.HUB and entry.nbytes:
@@ -124,27 +130,37 @@ def _marks(entry: Entry) -> list[Content]:
     return lines
 
 
-def _forecast(details: Details, width: int, free: int | None) -> list[Content]:
-    first = details.forecasts[0][1]
+def _forecast(details: Details, width: int, machine: Machine | None) -> list[Content]:
+    forecasts = [forecast for _, forecast in details.forecasts]
+    first, wide = forecasts[0], width >= ONE_LINE_WIDTH
     group = "row" if details.group_size == -1 else f"g{details.group_size}"
+    heading = (f"after W4 {group} · {first.n_linears} linears", "bold $accent")
     result = f"{size(first.bytes_before)} → {size(first.bytes_after)} · {first.bits_per_weight:.2f} bits/weight"
     presets = "".join(f"{preset:>{COLUMN}}" for preset, _ in details.forecasts)
-    memory = "".join(f"{size(forecast.peak_host_bytes):>{COLUMN}}" for _, forecast in details.forecasts)
-    times = "".join(f"{'~' + duration(forecast.seconds):>{COLUMN}}" for _, forecast in details.forecasts)
+    times = "".join(f"{'~' + duration(forecast.seconds):>{COLUMN}}" for forecast in forecasts)
+    gap = "   " if wide else f"\n{'':{LABEL}}"
     return [
-        Content.assemble((f"after W4 {group}", "bold $accent"), "   " if width >= ONE_LINE_WIDTH else "\n", result),
-        Content.assemble(f"{'':7}", (presets, "dim")),
-        Content(f"{'memory':<7}{memory}"),
-        *([] if free is None else [_fits(details, free)]),
-        Content(f"{'time':<7}{times}"),
-        Content.styled(f"time is {plain(first.speed.source)}", "dim"),
+        Content.assemble(heading, "   " if wide else "\n", result),
+        Content.assemble(" " * LABEL, (presets, "dim")),
+        *_memory(forecasts, machine, gap),
+        Content.assemble(f"{'time':<{LABEL}}{times}", (f"{gap}{plain(first.speed.source)}", "dim")),
     ]
 
 
-def _fits(details: Details, free: int) -> Content:
-    """A verdict under the memory of each preset."""
-    parts: list[tuple[str, str]] = [(f"{'fits':<7}", "")]
-    for _, forecast in details.forecasts:
-        fits = forecast.peak_host_bytes < free
-        parts.append((f"{'✓ yes' if fits else '✗ no':>{COLUMN}}", "$text-success" if fits else "$text-error"))
-    return Content.assemble(*parts, (f"  {size(free)} free", "dim"))
+def _memory(forecasts: list[Estimate], machine: Machine | None, gap: str) -> list[Content]:
+    """What each preset takes of the host's memory, and of the GPU's where there is one, with a verdict."""
+    needs = [forecast.peak_host_bytes for forecast in forecasts]
+    lines = [_need("memory", needs, machine.host.free if machine else None, gap)]
+    if machine and machine.gpu:
+        lines.append(_need("GPU", [forecast.device_bytes for forecast in forecasts], machine.gpu.memory.free, gap))
+    return lines
+
+
+def _need(label: str, needs: list[int], free: int | None, gap: str) -> Content:
+    parts: list[tuple[str, str]] = [(f"{label:<{LABEL}}", "")]
+    for need in needs:
+        verdict, colour = (
+            ("", "") if free is None else ("✓ ", "$text-success") if need < free else ("✗ ", "$text-error")
+        )
+        parts.append((f"{verdict + size(need):>{COLUMN}}", colour))
+    return Content.assemble(*parts, (f"{gap}of {size(free)} free" if free is not None else "", "dim"))

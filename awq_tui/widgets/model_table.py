@@ -87,6 +87,8 @@ class ModelTable(DataTable[Text]):
 
 def mark(entry: Entry) -> str:
     """The dtype and what is special about the model, each mark a glyph and a word."""
+    if entry.fetched:
+        return entry.fetched
     if entry.problem:
         return "✗ unusable"
     if entry.quantized:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.reactive import reactive
+from textual.widget import Widget
 from textual.widgets import Static
 
 from awq_engine.format import size_of
@@ -16,6 +19,9 @@ from awq_tui.app import SECTIONS, AwqApp
 if TYPE_CHECKING:
     from awq_tui.machine import Machine, Memory
     from awq_tui.run_book import RunSummary
+
+_BRANDS = re.compile(r"^(NVIDIA |GeForce |Tesla )+")
+"""Of a GPU's name: what says nothing about it."""
 
 
 class SectionTab(Static):
@@ -43,6 +49,15 @@ class SectionTab(Static):
         await self.run_action(f"app.section('{self.section}')")
 
 
+class MachineLine(Widget):
+    """Memory and GPU, in the room that the sections leave."""
+
+    machine: reactive[Machine | None] = reactive(None)
+
+    def render(self) -> Content:
+        return Content(describe_machine(self.machine, self.size.width))
+
+
 class TopBar(Horizontal):
     """Reads the app's shared state; in another app (a test's) it shows the sections only."""
 
@@ -52,15 +67,14 @@ class TopBar(Horizontal):
     TopBar SectionTab { width: auto; padding: 0 1; }
     TopBar SectionTab:hover { background: $boost; }
     TopBar SectionTab.-active { background: $primary; color: $text; text-style: bold; }
-    TopBar #machine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap;
-                     text-overflow: ellipsis; }
+    TopBar MachineLine { width: 1fr; padding: 0 1; text-align: right; color: $text-muted; text-wrap: nowrap; }
     """
 
     def compose(self) -> ComposeResult:
         yield Static("awq-tui", id="brand", markup=False)
         for number, section in enumerate(SECTIONS, start=1):
             yield SectionTab(number, section)
-        yield Static(id="machine", markup=False)
+        yield MachineLine()
 
     def on_mount(self) -> None:
         for tab in self.query(SectionTab):
@@ -76,18 +90,20 @@ class TopBar(Horizontal):
         tab.show(sum(summary.running for summary in summaries), tab.has_class("-active"))
 
     def _show_machine(self, machine: Machine | None) -> None:
-        self.query_one("#machine", Static).update(describe_machine(machine), layout=False)
+        self.query_one(MachineLine).machine = machine
 
 
-def describe_machine(machine: Machine | None) -> str:
-    """`RTX 4090 87 % 21.3/24.0 GB · host 14/64 GB`, used of total."""
+def describe_machine(machine: Machine | None, room: int) -> str:
+    """`RTX 4090 87 % 21.3/24.0 GB · host 14/64 GB`, used of total; in less `room`, less of it."""
     if machine is None:
         return ""
     host = f"host {_pair(machine.host)}"
     if machine.gpu is None:
         return host
+    name, memory = _BRANDS.sub("", plain(machine.gpu.name)), _pair(machine.gpu.memory)
     busy = "" if machine.gpu.busy is None else f"{machine.gpu.busy} % "
-    return f"{plain(machine.gpu.name)} {busy}{_pair(machine.gpu.memory)} · {host}"
+    texts = (f"{name} {busy}{memory} · {host}", f"{name} {busy}{memory}", f"{name} {memory}", f"GPU {memory}")
+    return next((text for text in texts if len(text) <= room), texts[-1])
 
 
 def _pair(memory: Memory) -> str:

@@ -105,7 +105,8 @@ def _read(folder: Path) -> Download | None:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    going_on = is_locked(folder / LOCK) and not state.finished
-    died = not going_on and not state.finished and not state.error
+    ended = state.finished or bool(state.error)
+    going_on = not ended and is_locked(folder / LOCK)
+    died = not ended and not going_on
     error = "The download ended without a word; d fetches what is missing." if died else state.error
     return Download(state.spec, state.done, state.total, state.finished, error, going_on)

@@ -126,6 +126,8 @@ class Estimate:
     blocks_bytes: int
     """Of the finished blocks kept in the run directory until the output is complete."""
     peak_host_bytes: int
+    device_bytes: int
+    """Of the block under work: what a GPU has to hold where there is one, besides the driver's own."""
     hidden_bytes: int
     """Of the hidden states, which are kept on disk when memory is short."""
     spills: bool
@@ -177,6 +179,7 @@ def estimate(checkpoint: Checkpoint, config: RunConfig, speed: Speed | None = No
         bits_per_weight=8 * (packed + left_bytes) / all_weights if weights else 0.0,
         blocks_bytes=packed,
         peak_host_bytes=fixed if spills else fixed + hidden,
+        device_bytes=fixed - RUNTIME_BYTES,
         hidden_bytes=hidden,
         spills=spills,
         seconds=work(shapes, config) / speed.flops,
@@ -192,7 +195,7 @@ def block_linears(checkpoint: Checkpoint) -> list[BlockLinear]:
     transposed = checkpoint.model_type in TRANSPOSED_MODEL_TYPES
     hidden = _hidden_size(checkpoint)
     for tensor in checkpoint.tensors.values():
-        if (fused := _FUSED_EXPERTS.fullmatch(tensor.name)) and len(tensor.shape) == 3 and tensor.numel:
+        if hidden and (fused := _FUSED_EXPERTS.fullmatch(tensor.name)) and len(tensor.shape) == 3 and tensor.numel:
             stacks.setdefault(fused["blocks"], []).extend(_experts(tensor, fused, hidden))
             continue
         match = _BLOCK_WEIGHT.fullmatch(tensor.name)

@@ -100,11 +100,12 @@ def _about_repository(error: BaseException, repo: str, revision: str | None) -> 
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, FileNotFoundError):
         return f"{repo} on the Hub lacks a file that it lists; try again, or choose another revision."
     if isinstance(error, errors.HfHubHTTPError):
-        return _about_status(error.response.status_code, repo)
+        return _about_status(error.response, repo)
     return None
 
 
-def _about_status(status: int, repo: str) -> str | None:
+def _about_status(response: httpx2.Response, repo: str) -> str | None:
+    status = response.status_code
     if status == 401 and _logged_in():
         return f"The Hub refused the stored login; log in again with {LOG_IN}."
     if status == 403:
@@ -112,9 +113,10 @@ def _about_status(status: int, repo: str) -> str | None:
     if status in (401, 404):
         return f"There is no {repo} on the Hub, or it is private: check the name, or log in with {LOG_IN}."
     if status == 429:
-        return (
-            f"The Hub got too many requests from here; wait some minutes, or log in with {LOG_IN} for a higher limit."
+        wait = (
+            f"{seconds} seconds" if (seconds := response.headers.get("Retry-After", "")).isdecimal() else "some minutes"
         )
+        return f"The Hub got too many requests from here; wait {wait}, or log in with {LOG_IN} for a higher limit."
     if status >= 500:
         return f"The Hub has trouble of its own (status {status}); try again later."
     return None

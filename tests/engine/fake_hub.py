@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback, big enough for `model_info`, dry runs, downloads of small files and streaming them.
+"""A Hugging Face Hub on loopback, big enough for searches, `model_info`, dry runs and small files, whole or streamed.
 
 The client reads HF_ENDPOINT when it is imported, so what is tested runs in a process of its own: `run_python`.
 """
@@ -27,6 +27,8 @@ class FakeHub:
 
     files: dict[str, bytes]
     """Of the one model, `org/tiny`, and the one data set, `org/data`."""
+    found: object = ()
+    """What a search for models finds, as JSON."""
     url: str = ""
     requests: list[str] = field(default_factory=list)
     """`METHOD path` of every request so far."""
@@ -101,12 +103,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.state.requests.append(f"{self.command} {path}")
-        organisation = path.removeprefix("/api/models/").removeprefix("/api/datasets/").split("/")[0]
+        organisation = path.removeprefix("/api/models/").removeprefix("/api/datasets/").strip("/").split("/")[0]
         if organisation in REFUSALS:
             status, headers = REFUSALS[organisation]
             self._send(b'{"error": "refused"}', status, headers)
         elif organisation == "broken":
             self._send(b"<html>Please log in to the hotel network</html>")
+        elif path == "/api/models":
+            self._send(json.dumps(self.state.found).encode())
         elif path == f"/api/datasets/org/data/tree/{COMMIT}/data":
             self._send(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
         elif path.startswith(("/api/models/org/tiny/tree/", "/api/datasets/org/data/tree/")):
@@ -167,6 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def answer(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"{}", **headers: str) -> bool:
+    """For `FakeHub.hinder`: send this instead."""
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+    return True
 
 
 def _git_hash(content: bytes) -> str:

@@ -63,6 +63,12 @@ def test_experts_belong_to_their_block_and_routers_stay(tmp_path: Path) -> None:
     assert [(linear.block, linear.name) for linear in linears] == [(0, f"mlp.experts.{i}.up_proj") for i in range(4)]
 
 
+def test_experts_of_unknown_width_are_not_counted(tmp_path: Path) -> None:
+    shapes = {"model.layers.0.mlp.experts.down_proj": (4, 256, 128), "model.layers.0.self_attn.q_proj.weight": (64, 64)}
+    linears = block_linears(read_checkpoint(model_folder(tmp_path, shapes)))
+    assert [linear.name for linear in linears] == ["self_attn.q_proj"]
+
+
 def test_unprefixed_and_transposed_blocks(tmp_path: Path) -> None:
     """GPT-2 stores [in, out] under `h.N`."""
     folder = model_folder(tmp_path, {"h.0.mlp.c_fc.weight": (64, 256)}, model_type="gpt2")

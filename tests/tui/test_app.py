@@ -286,7 +286,10 @@ def test_the_machine_is_described_in_a_line(tmp_path: Path) -> None:
     assert gpu == Gpu("NVIDIA H200", Memory(1024 << 20, 143771 << 20), 87)
     assert parse_gpu("GRID A100, [N/A], 1024, 143771") == Gpu("GRID A100", Memory(1024 << 20, 143771 << 20))
     machine = Machine(Memory(14 * 10**9, 64 * 10**9), gpu)
-    assert describe_machine(machine) == "NVIDIA H200 87 % 1.1/151 GB · host 14.0/64.0 GB"
+    texts = ("H200 87 % 1.1/151 GB · host 14.0/64.0 GB", "H200 87 % 1.1/151 GB", "H200 1.1/151 GB", "GPU 1.1/151 GB")
+    for text in texts:
+        assert describe_machine(machine, len(text)) == text
+    assert describe_machine(machine, 3) == texts[-1]
     assert parse_gpu("No devices were found") is None
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 40 kB\n")
     assert host_memory(tmp_path / "meminfo") == Memory(60 * 1024, 100 * 1024)

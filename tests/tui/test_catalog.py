@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
@@ -21,6 +17,7 @@ from awq_tui import catalog, hub_catalog
 from awq_tui.catalog import Entry, Where
 from awq_tui.details import look_into
 from awq_tui.run_book import RunBook
+from tests.engine.fake_hub import FakeHub
 from tests.engine.safetensors_files import llama_shapes, model_folder, safetensors
 from tests.tui.recorded_run import recorded_run
 
@@ -111,7 +108,7 @@ def test_facts_survive_a_config_full_of_nonsense(tmp_path: Path) -> None:
 def test_facts_name_grouped_query_attention() -> None:
     path = catalog.demo_entry().path
     assert path is not None
-    assert "heads 4/2 (GQA)" in " ".join(catalog.facts(read_checkpoint(path)))
+    assert "heads 4/2 GQA" in " ".join(catalog.facts(read_checkpoint(path)))
 
 
 def test_results_of_finished_runs_are_listed_while_they_exist(tmp_path: Path) -> None:
@@ -156,39 +153,10 @@ FOUND = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A Hub on loopback that finds `FOUND`; yields the paths it was asked for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Quiet."""
-
-        def do_GET(self) -> None:
-            is_search = self.path.startswith("/api/models?")  # the client also asks for a list of agents
-            asked.extend([self.path] * is_search)
-            body = json.dumps(FOUND if is_search else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    yield asked
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: list[str]) -> None:
+def test_the_hub_is_asked_once_for_everything_the_list_shows(hub: FakeHub) -> None:
+    hub.found = [*FOUND, {"id": 7}, {"id": "org/odd", "downloads": "many"}, "nonsense"]
     original, tagged, packed, bare = hub_catalog.search_hub("llama 8b")
-    assert len(hub) == 1
-    assert "search=llama" in hub[0]
-    assert "safetensors" in hub[0]
+    assert hub.requests == ["GET /api/models"]
     assert (original.arch, original.parameters, original.nbytes) == ("llama", 8_000_000_000, 16_000_000_000)
     assert (original.gated, original.downloads, original.quantized) == (True, 2_100_000, "")
     assert (tagged.quantized, tagged.gated) == ("gptq", False)

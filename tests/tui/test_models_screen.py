@@ -11,7 +11,6 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from awq_engine.downloads import Download
-from awq_engine.errors import NetworkError
 from awq_tui import hub_catalog
 from awq_tui.app import AwqApp
 from awq_tui.catalog import Entry, Where
@@ -20,6 +19,7 @@ from awq_tui.screens.error import ErrorModal
 from awq_tui.screens.models import ModelsScreen
 from awq_tui.screens.path import PathModal, complete_folder
 from awq_tui.settings import load_settings
+from awq_tui.widgets.model_details import draw_download
 from awq_tui.widgets.model_table import ModelTable
 from tests.engine.safetensors_files import llama_shapes, model_folder
 from tests.tui.hosting import SIZES, screen_text, until
@@ -117,51 +117,12 @@ async def test_the_hub_is_asked_once_for_a_word_typed_quickly(monkeypatch: pytes
         await until(pilot, lambda: "Gated: accept the licence" in screen_text(pilot))
 
 
-async def test_a_model_of_the_hub_is_fetched_stopped_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [Entry(Where.HUB, "org/Found", "org/Found", quantized="awq 4-bit")]
-    state: list[Download] = []
-    stopped: list[str] = []
-
-    def spawn(spec: str) -> None:
-        state[:] = [Download(spec, going_on=True)]
-
-    monkeypatch.setattr(hub_catalog, "search_hub", lambda query: found)
-    monkeypatch.setattr("awq_engine.downloads.spawn_download", spawn)
-    monkeypatch.setattr("awq_engine.downloads.request_stop", stopped.append)
-    monkeypatch.setattr("awq_tui.watcher.list_downloads", lambda: list(state))
-    monkeypatch.setattr("awq_tui.watcher.forget", lambda spec: state.clear())
-    async with models() as pilot:
-        assert "d Download" not in screen_text(pilot)
-        await pilot.press("slash", *"qwen")
-        await until(pilot, lambda: "org/Found" in names(pilot))
-        await pilot.press("down")
-        await cursor_to(pilot, "org/Found")
-        await until(pilot, lambda: "d Download" in screen_text(pilot))
-        await pilot.press("d")
-        await until(pilot, lambda: "asking the Hub" in screen_text(pilot) and "x Stop" in screen_text(pilot))
-        state[:] = [Download("org/Found", 10**9, 4 * 10**9, going_on=True)]
-        await until(pilot, lambda: "1.0 GB of 4.0 GB" in screen_text(pilot) and "25 %" in screen_text(pilot))
-        await pilot.press("x")
-        assert stopped == ["org/Found"]
-        state[:] = [Download("org/Found", 10**9, 4 * 10**9, error="Stopped [/x].")]
-        await until(pilot, lambda: "✗ Stopped [/x]." in screen_text(pilot) and "d Download" in screen_text(pilot))
-        state[:] = [Download("org/Found", 4, 4, finished=True)]
-        await until(pilot, lambda: "org/Found is here now." in screen_text(pilot))
-        await until(pilot, lambda: not state and "✗ Stopped" not in screen_text(pilot))
-
-
-async def test_offline_leaves_a_badge_and_the_local_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(query: str) -> list[Entry]:
-        raise NetworkError("The Hub cannot be reached [/x].")
-
-    monkeypatch.setattr(hub_catalog, "search_hub", refuse)
-    async with models() as pilot:
-        await pilot.press("slash", *"demo")
-        await until(pilot, lambda: "Hub offline" in screen_text(pilot))
-        assert names(pilot) == ["demo stories (bundled)"]
-        await until(pilot, lambda: "1 model " in screen_text(pilot))
-        await pilot.press(*"xyz")
-        await until(pilot, lambda: "No model fits." in screen_text(pilot) and "reached [/x]." in screen_text(pilot))
+def test_a_download_is_a_bar_with_bytes_or_why_it_ended() -> None:
+    assert draw_download(Download("m", going_on=True), 40).plain == "asking the Hub…"
+    going_on = draw_download(Download("m", 10**9, 4 * 10**9, going_on=True), 40).plain
+    assert "25 %" in going_on
+    assert "1.0 GB of 4.0 GB" in going_on
+    assert draw_download(Download("m", 1, 4, error="Stopped [/x]."), 40).plain == "✗ Stopped [/x]."
 
 
 async def test_an_already_quantized_model_is_sent_to_chat_not_to_configure() -> None:

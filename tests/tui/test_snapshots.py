@@ -29,7 +29,7 @@ from awq_tui import watcher
 from awq_tui.app import AwqApp
 from awq_tui.catalog import demo_entry
 from awq_tui.chat_client import ChatClient
-from awq_tui.machine import Machine, Memory
+from awq_tui.machine import Gpu, Machine, Memory
 from awq_tui.screens import configure as configure_module
 from awq_tui.screens import runs as runs_screen
 from awq_tui.screens.chat import ChatScreen
@@ -49,7 +49,8 @@ Shown = Callable[[AwqApp, Pilot[None]], Awaitable[object]]
 def _same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing on the screen depends on where and when the tests run."""
     speed = Speed(1e11, "measured in another run")
-    monkeypatch.setattr(watcher, "probe_machine", lambda: Machine(Memory(8_000_000_000, 32_000_000_000)))
+    gpu = Gpu("NVIDIA GeForce RTX 4090", Memory(1_000_000_000, 24_000_000_000), busy=7)
+    monkeypatch.setattr(watcher, "probe_machine", lambda: Machine(Memory(8_000_000_000, 32_000_000_000), gpu))
     seconds = itertools.count()
     monkeypatch.setattr(runs_on_disk.time, "strftime", lambda *_: f"20260101-{next(seconds):06}")
     monkeypatch.setattr(runs_screen, "age", lambda seconds: "3 d")
@@ -109,6 +110,7 @@ async def test_screen(show: Shown) -> None:
     app = AwqApp()
     async with app.run_test(size=SIZES[0], notifications=True) as pilot:
         await show(app, pilot)
+        await until(pilot, lambda: app.machine)
         app.clear_notifications()
         for size in SIZES:
             await pilot.resize_terminal(*size)
