@@ -198,6 +198,14 @@ def describe_folder(path: Path, where: Where, name: str | None = None, model: st
         return replace(entry, problem=f"{path} cannot be read: {error.strerror or error}.")
 
 
+def find_again(where: str, name: str, model: str, path: str) -> Entry | None:
+    """A model that was listed before, as it is now; None when it is gone or cannot be used any more."""
+    if where not in list(Where) or not model:
+        return None
+    entry = describe_folder(Path(path), Where(where), name, model) if path else Entry(Where(where), name, model)
+    return None if entry.problem else entry
+
+
 def _licence_of(path: Path) -> str:
     """What the front matter of the card beside the weights says."""
     try:

@@ -62,6 +62,12 @@ def _open(place: Place) -> SectionScreen | None:
             from awq_tui.screens.run import RunScreen
 
             return RunScreen(find_run(place.get("run", "")))
+        case "configure":
+            from awq_tui.catalog import find_again
+            from awq_tui.screens.configure import ConfigureScreen
+
+            entry = find_again(*(place.get(name, "") for name in ("where", "name", "model", "path")))
+            return ConfigureScreen(entry) if entry else None
         case "inspect":
             from awq_tui.screens.inspect import InspectScreen
 

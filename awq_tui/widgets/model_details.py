@@ -8,6 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from awq_engine.format import count, duration, size
+from awq_engine.paths import shown_path
 from awq_engine.sanitize import one_line, plain
 from awq_tui.catalog import Entry, Where
 from awq_tui.widgets.glyphs import glyphs
@@ -100,7 +101,7 @@ def _origin(entry: Entry, width: int) -> str:
     if entry.downloads:
         origin += f" · {count(entry.downloads)} downloads a month"
     if entry.path and entry.where in (Where.DISK, Where.RESULT):
-        origin += f" · {_tail(one_line(str(entry.path.parent)), width - len(origin) - 3)}"
+        origin += f" · {_tail(one_line(shown_path(entry.path.parent)), width - len(origin) - 3)}"
     return origin
 
 

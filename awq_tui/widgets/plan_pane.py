@@ -5,7 +5,9 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widgets import Static
 
+from awq_engine.estimate import Estimate
 from awq_engine.format import duration, size
+from awq_engine.paths import shown_path
 from awq_engine.sanitize import one_line, plain
 from awq_tui.draft import Review
 from awq_tui.ellipsis import shorten
@@ -35,7 +37,7 @@ class PlanPane(Static):
 def _forecast(review: Review, machine: Machine | None, width: int) -> list[Content]:
     forecast = review.forecast
     room = max(1, width - NAME_WIDTH)
-    output = [_figure("output", shorten(one_line(review.config.output), room))] if review.config else []
+    output = [_figure("output", shorten(one_line(shown_path(review.config.output)), room))] if review.config else []
     if forecast is None:
         text = "Size, memory and time are known once the model is here; the run downloads it first."
         return [Content.styled(text, "dim"), *output] if review.config else []
@@ -47,10 +49,18 @@ def _forecast(review: Review, machine: Machine | None, width: int) -> list[Conte
         _figure("size", f"{size(forecast.bytes_before)} → {size(forecast.bytes_after)}"),
         _figure("weights", f"{forecast.bits_per_weight:.2f} bits each"),
         _figure("memory", f"about {size(forecast.peak_host_bytes)}", f", {_host(machine)}"),
+        *_of_gpu(forecast, review, machine),
         _figure("time", time, f", {source}" if fits else ""),
         *([] if fits else [_figure("", "", shorten(source, room))]),
         *output,
     ]
+
+
+def _of_gpu(forecast: Estimate, review: Review, machine: Machine | None) -> list[Content]:
+    if machine is None or machine.gpu is None or (review.config and review.config.device == "cpu"):
+        return []
+    free = size(machine.gpu.memory.free)
+    return [_figure("GPU", f"about {size(forecast.device_bytes)}", f", {free} are free")]
 
 
 def _host(machine: Machine | None) -> str:

@@ -20,3 +20,9 @@ def typed_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UsageError(f"'{text}' begins with the home folder of a user who is not known here.") from None
+
+
+def shown_path(path: str | Path) -> str:
+    """As people write it: `~` for their home folder."""
+    text, own = str(path), str(Path.home())
+    return f"~{text[len(own) :]}" if text == own or text.startswith(f"{own}/") else text

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widget import Widget
+from textual.widgets import Input, Label
 
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.cli import build_parser
@@ -18,11 +21,13 @@ from awq_engine.command_line import command
 from awq_engine.commands.quantize import config_of
 from awq_engine.config import Format, Method, Preset, RunConfig
 from awq_engine.errors import NetworkError
-from awq_engine.runs import Run, list_runs
+from awq_engine.runs import Run, create_run, list_runs
 from awq_tui import catalog
 from awq_tui.app import AwqApp
 from awq_tui.catalog import Entry, Where
 from awq_tui.draft import Draft, TextSource, review
+from awq_tui.draft_fields import ALL
+from awq_tui.places import screen_of
 from awq_tui.screens.configure import ConfigureScreen
 from awq_tui.screens.recipes import RecipesModal
 from awq_tui.screens.run import RunScreen
@@ -47,6 +52,11 @@ async def configuring(entry: Entry, size: tuple[int, int] = (120, 40)) -> AsyncI
 def form(pilot: Pilot[None]) -> ConfigureScreen:
     assert isinstance(pilot.app.screen, ConfigureScreen)
     return pilot.app.screen
+
+
+def is_bright(row: Widget) -> bool:
+    """Whether a field's label says that it is the one under the cursor."""
+    return any(label.styles.text_style.bold for label in row.query(Label))
 
 
 def focus(pilot: Pilot[None], selector: str) -> None:
@@ -103,7 +113,7 @@ async def test_an_existing_folder_asks_for_the_overwrite_switch(entry: Entry) ->
         await until(pilot, lambda: "● stop   ○ overwrite" in screen_text(pilot))  # scrolled to when it is drawn
         form(pilot).query_one("#overwrite", Choice).choose(True)
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
-        assert form(pilot).draft().config().overwrite
+        assert form(pilot).form.draft.config().overwrite
 
 
 async def test_start_goes_to_the_field_that_stands_in_the_way(entry: Entry) -> None:
@@ -124,10 +134,8 @@ async def test_up_and_down_walk_the_fields_from_end_to_end(entry: Entry) -> None
             assert pilot.app.focused is not None
             visited.append(pilot.app.focused.id)
             await pilot.press("down")
-        usual = ["bits", "format", "group-size", "symmetric", "preset", "method", "text-source"]
-        rest = ["target-bpw", "lm-head", "override", "answer-only", "device"]
-        last = ["max-memory", "workers", "threads", "on", "seed"]
-        assert visited == [*usual, "samples", "seq-len", "output", *rest, *last]
+        needless = ("text", "overwrite")
+        assert visited == [field.id for field in ALL if field.name not in needless]
         await pilot.press("up", "up")
         assert pilot.app.focused is not None
         assert pilot.app.focused.id == "on"
@@ -139,7 +147,7 @@ async def test_every_field_is_on_screen_when_it_is_reached(entry: Entry, size: t
     async with configuring(entry, size) as pilot:
         await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
         focus(pilot, "#bits")
-        for words in ("Bits", "Output", "Overrides", "What counts", "Memory", "Seed", "Start  "):
+        for words in ("Bits", "What counts", "Output", "Overrides", "Memory", "Seed", "Start  "):
             for _ in range(20):
                 if words in screen_text(pilot):
                     break
@@ -161,7 +169,7 @@ async def test_a_size_and_overrides_are_taken_and_checked_as_they_are_typed(entr
         form(pilot).query_one("#target-bpw", Input).value = "6.5"
         await until(pilot, lambda: "6.50 bits each" in screen_text(pilot))
         assert form(pilot).query_one("#output", Input).value == "./tiny-AWQ-6.5bpw"
-        assert form(pilot).draft().config().target_bpw == 6.5
+        assert form(pilot).form.draft.config().target_bpw == 6.5
 
 
 async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +185,65 @@ async def test_ctrl_s_starts_the_run_and_opens_it(entry: Entry, monkeypatch: pyt
     assert (config.model, config.group_size, config.preset) == (str(entry.path), 128, Preset.BALANCED)
 
 
-async def test_f8_queues_the_run(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f8_queues_the_run_and_stays_for_the_next_while_others_are_at_work(
+    entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[bool] = []
     monkeypatch.setattr(AwqApp, "start_engine", lambda app, run, queued: started.append(queued))
     async with configuring(entry) as pilot:
-        await until(pilot, lambda: "✓ Ready" in screen_text(pilot))
+        assert isinstance(pilot.app, AwqApp)
+        app = pilot.app
+        lock = create_run(RunConfig("/m", "/out")).take_lock()
+        await until(pilot, lambda: any(summary.running for summary in app.summaries))
+        await pilot.press("f8")
+        await until(pilot, lambda: "Queued" in screen_text(pilot))
+        assert isinstance(pilot.app.screen, ConfigureScreen)
+        os.close(lock)
+        await until(pilot, lambda: not any(summary.running for summary in app.summaries))
+        form(pilot).form.put("bits", 4)
+        form(pilot).form.put("output", "another")
         await pilot.press("f8")
         await until(pilot, lambda: isinstance(pilot.app.screen, RunScreen))
-        assert started == [True]
+        assert started == [True, True]
+
+
+async def test_what_was_chosen_a_moment_ago_is_what_starts(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start waits for the model and for no review of an older form."""
+    started: list[Run] = []
+    monkeypatch.setattr(AwqApp, "start_engine", lambda app, run, queued: started.append(run))
+    async with staged(ConfigureScreen(entry)) as pilot:
+        focus(pilot, "#preset")
+        await pilot.press("right", "ctrl+s")
+        await until(pilot, lambda: isinstance(pilot.app.screen, RunScreen))
+    assert [run.config().preset for run in started] == [Preset.BEST]
+
+
+async def test_a_half_filled_form_comes_back(entry: Entry) -> None:
+    async with configuring(entry) as pilot:
+        for name, value in (("bits", 8), ("layout", Format.GPTQ), ("samples", "7"), ("overrides", "*.o_pr")):
+            form(pilot).form.put(name, value)
+        await until(pilot, lambda: "not understood" in screen_text(pilot))
+        kept = form(pilot).place()
+        left = form(pilot).form.draft
+    again = screen_of(kept)
+    assert isinstance(again, ConfigureScreen)
+    async with staged(again) as pilot:
+        await until(pilot, lambda: "not understood" in screen_text(pilot))
+        assert form(pilot).form.draft == left
+        form(pilot).form.put("overrides", "")
+        form(pilot).form.put("bits", 4)
+        await until(pilot, lambda: form(pilot).form.draft.output == "./tiny-AWQ-W4-G128-gptq", "the name still follows")
+    shutil.rmtree("tiny")
+    assert screen_of(kept) is None
+
+
+async def test_what_a_field_means_is_told_while_it_has_the_focus(entry: Entry) -> None:
+    async with configuring(entry, (80, 24)) as pilot:
+        await until(pilot, lambda: "Inputs that share one scale" in screen_text(pilot))
+        await pilot.press("down", "down")
+        await until(pilot, lambda: "AWQ as AutoAWQ does it" in screen_text(pilot))
+        await until(pilot, lambda: [row.id for row in form(pilot).query(".field") if is_bright(row)] == ["preset-row"])
+        assert all(field.about for field in ALL)
 
 
 async def test_a_recipe_is_saved_and_fills_the_form_of_another_model(entry: Entry) -> None:
@@ -204,7 +263,7 @@ async def test_a_recipe_is_saved_and_fills_the_form_of_another_model(entry: Entr
         await until(pilot, lambda: "W4 g128 best awq" in screen_text(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(pilot.app.screen, ConfigureScreen))
-        draft = form(pilot).draft()
+        draft = form(pilot).form.draft
         assert (draft.preset, draft.samples, draft.output) == (Preset.BEST, "77", "./tiny-AWQ-W4-G128")
         await pilot.press("f5")
         await until(pilot, lambda: isinstance(pilot.app.screen, RecipesModal))
@@ -240,7 +299,7 @@ async def test_a_model_on_the_hub_that_cannot_be_reached_cannot_start(monkeypatc
     async with configuring(Entry(Where.HUB, "org/tiny", "org/tiny")) as pilot:
         await until(pilot, lambda: "✗ Offline mode is on [/x]." in screen_text(pilot))
         assert "✓ Ready" not in screen_text(pilot)
-        assert form(pilot).draft().config().model == "org/tiny"
+        assert form(pilot).form.draft.config().model == "org/tiny"
         await pilot.press("ctrl+s")
         await pilot.pause()
         assert list_runs() == []
