@@ -122,7 +122,7 @@ def _quantize_in_batches(
     inputs.weights = None if weights is None else list(weights.split(batch_size))
     recipe = recipe_of(plan.config)
     streams = Streams(recipe, inputs, capture_inputs(skeleton, [ids[:1, :PROBE_TOKENS]]), workers)
-    sensitivity = _measure_sensitivity(run, skeleton, ids, inputs.store, emit) if recipe.sensitivity else None
+    sensitivity = _measure_sensitivity(run, skeleton, ids, inputs.store, emit, workers) if recipe.sensitivity else None
     finished = finished_blocks(run)
     for index in range(len(skeleton.blocks)):
         run.raise_if_cancelled()
@@ -143,11 +143,11 @@ def _quantize_in_batches(
 
 
 def _measure_sensitivity(
-    run: Run, skeleton: Skeleton, ids: torch.Tensor, store: NewBatches, emit: EventSink
+    run: Run, skeleton: Skeleton, ids: torch.Tensor, store: NewBatches, emit: EventSink, workers: Workers
 ) -> Sensitivity | None:
     progress = _cancellable(run, throttled(lambda done, total: emit(e.PhaseProgress("calibrating", done, total))))
     try:
-        return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress, store)
+        return measure_sensitivity(skeleton, ids, run.gradients_dir, run.config().seed, progress, store, workers)
     except NoGradientsError as error:
         why = f"gradients cannot be carried through this model ({error})"
         emit(e.Warned(f"{why}; blocks are rounded as by the preset balanced"))

@@ -49,7 +49,7 @@ def quantize_block(job: BlockJob) -> BlockResult:
     sites = families(job.block, traced, job.specs)
     sites += _alone(job, uncalled(job.specs, [group for family in sites for group in family]))
     if job.sensitivity is not None:
-        bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs))
+        bench.output_grams = job.sensitivity.output_grams(job.block, job.index, list(job.specs), job.workers)
     statistics, targets = _observe(job, bench, [group for family in sites for group in next(held_at_once(family))])
     loss_rounding = _loss_of_plain_rounding(job, bench, targets)
     if job.recipe.scales:

@@ -26,10 +26,12 @@ from awq_engine.capture import BlockCall, capture_inputs, loaded_head
 from awq_engine.carried import Carried
 from awq_engine.disk import check_disk
 from awq_engine.errors import as_known_error, first_line
+from awq_engine.passes import Passes
 from awq_engine.recipe import OUTPUT_BLOCK, SENSITIVITY_TOKENS
 from awq_engine.skeleton import Skeleton
 from awq_engine.spill import Batches, NewBatches, SpilledBatches, copied
 from awq_engine.storage import write_atomically
+from awq_engine.workers import ALONE, Workers
 
 HEAD_TOKENS = 256
 """Tokens that go through the head at once: bounds the memory of their logits."""
@@ -68,6 +70,10 @@ class OutputGrams:
             self._places.pop(name, None)
 
 
+_Sequence = tuple[torch.Tensor, torch.Tensor, BlockCall]
+"""What enters a block, the gradient at what leaves it (float32 [1, seq, hidden] each), and how the block is called."""
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """The gradient at every block's output, sequence by sequence, and what the block was called with."""
@@ -77,27 +83,27 @@ class Sensitivity:
     """By block, then by sequence."""
     device: torch.device
 
-    def output_grams(self, block: nn.Module, index: int, names: list[str]) -> OutputGrams:
+    def output_grams(self, block: nn.Module, index: int, names: list[str], workers: Workers = ALONE) -> OutputGrams:
         """E[g g^T] of each linear's outputs in the original `block`; without those that have no part in its output.
 
         Of more linears than can be held in `GRAM_BYTES` some at a time.
         """
         kept = OutputGrams(self.folder)
         for some in _held_at_once(block, names):
-            for name, grams in self._output_grams(block, index, some).items():
+            for name, grams in self._output_grams(block, index, some, workers).items():
                 kept.put(name, grams)
         return kept
 
-    def _output_grams(self, block: nn.Module, index: int, names: list[str]) -> dict[str, list[torch.Tensor]]:
+    def _output_grams(
+        self, block: nn.Module, index: int, names: list[str], workers: Workers
+    ) -> dict[str, list[torch.Tensor]]:
         found: dict[str, list[torch.Tensor]] = {}
         n_tokens = 0
-        for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
-            n_tokens += hidden.shape[0] * hidden.shape[1]
-            for name, _, gradients in _linear_calls(block, names, call, hidden, gradient):
-                blocks = gradients.reshape(-1, gradients.shape[-1]).split(OUTPUT_BLOCK, dim=1)
-                grams = found.setdefault(name, [g.new_zeros(g.shape[1], g.shape[1]) for g in blocks])
-                for gram, g in zip(grams, blocks, strict=True):
-                    gram.addmm_(g.T, g)
+        for tokens, grams in workers.map(_GramsOfOne(block, names), self._sequences(index)):
+            n_tokens += tokens
+            for name, parts in grams.items():
+                for gram, part in zip(found.setdefault(name, [torch.zeros_like(p) for p in parts]), parts, strict=True):
+                    gram += part
         return {name: [gram / n_tokens for gram in grams] for name, grams in found.items()}
 
     def linear_calls(
@@ -111,7 +117,7 @@ class Sensitivity:
         """
         found: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         n_tokens = 0
-        for hidden, gradient, call in zip(*self._stored(index), self.calls[index], strict=True):
+        for hidden, gradient, call in self._sequences(index):
             if n_tokens and n_tokens + hidden.shape[1] > limit:
                 break
             n_tokens += hidden.shape[0] * hidden.shape[1]
@@ -119,16 +125,14 @@ class Sensitivity:
                 found.append((name, x.reshape(-1, x.shape[-1]).float(), g.reshape(-1, g.shape[-1]).float()))
         return found, n_tokens
 
-    def _stored(self, index: int) -> list[list[torch.Tensor]]:
-        """What entered the block and the gradient at what left it, float32 [1, seq, hidden] each."""
-        files = [_hidden_file(self.folder, index), _gradient_file(self.folder, index)]
-        rows = [load_file(file)["rows"].split(1) for file in files]
-        return [[row.to(self.device, torch.float32) for row in part] for part in rows]
+    def _sequences(self, index: int) -> Iterator[_Sequence]:
+        hidden, gradients = (file(self.folder, index) for file in (_hidden_file, _gradient_file))
+        return zip(_load(hidden, self.device), _load(gradients, self.device), self.calls[index], strict=True)
 
 
 def measure_sensitivity(
     skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None],
-    store: NewBatches = list,
+    store: NewBatches = list, workers: Workers = ALONE,
 ) -> Sensitivity:  # fmt: skip
     """Carry gradients through the original model for the leading sequences of `ids` (int64 [samples, seq]).
 
@@ -141,7 +145,7 @@ def measure_sensitivity(
         ResourceError: the disk has no room for them.
     """
     try:
-        return _carry_gradients(skeleton, ids, folder, seed, progress, store)
+        return _carry_gradients(skeleton, ids, folder, seed, progress, store, workers)
     except RuntimeError as error:  # such as an operation without a derivative
         if as_known_error(error):
             raise
@@ -150,7 +154,7 @@ def measure_sensitivity(
 
 def _carry_gradients(
     skeleton: Skeleton, ids: torch.Tensor, folder: Path, seed: int, progress: Callable[[int, int], None],
-    store: NewBatches,
+    store: NewBatches, workers: Workers,
 ) -> Sensitivity:  # fmt: skip
     ids = ids[: max(1, SENSITIVITY_TOKENS // ids.shape[1])]
     inputs = capture_inputs(skeleton, list(ids.split(1)), store=store)
@@ -163,14 +167,17 @@ def _carry_gradients(
         for index in range(n_blocks):
             _save(_hidden_file(folder, index), inputs.hidden)
             with skeleton.loaded_block(index) as block:
-                inputs.advance(block, index)
+                Passes(workers, block, index, inputs).advance()
             progress(index + 1, 2 * n_blocks)
         gradients = copied(_head_gradients(skeleton, ids, inputs.hidden, seed), store)
         inputs.hidden = store()
         for index in reversed(range(n_blocks)):
             _save(_gradient_file(folder, index), gradients)
+            hidden = _load(_hidden_file(folder, index), skeleton.device)
             with skeleton.loaded_block(index) as block:
-                _carry_through(block, inputs.calls[index], _hidden_file(folder, index), gradients, skeleton.device)
+                sequences = zip(hidden, gradients, inputs.calls[index], strict=True)
+                for number, gradient in enumerate(workers.map(_CarryThrough(block), sequences)):
+                    gradients[number] = gradient
             progress(2 * n_blocks - index, 2 * n_blocks)
     return Sensitivity(folder, inputs.calls, skeleton.device)
 
@@ -186,6 +193,10 @@ def _gradient_file(folder: Path, index: int) -> Path:
 def _save(path: Path, rows: Batches) -> None:
     """bfloat16 is enough for an average over thousands of tokens."""
     write_atomically(path, save({"rows": torch.cat([row.bfloat16() for row in rows])}))
+
+
+def _load(path: Path, device: torch.device) -> Iterator[torch.Tensor]:
+    return (row.to(device, torch.float32) for row in load_file(path)["rows"].split(1))
 
 
 def _head_gradients(skeleton: Skeleton, ids: torch.Tensor, hidden: Batches, seed: int) -> Iterator[torch.Tensor]:
@@ -207,16 +218,34 @@ def _reproducible(device: torch.device) -> contextlib.AbstractContextManager[obj
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
 
 
-@torch.enable_grad()
-def _carry_through(
-    block: nn.Module, calls: list[BlockCall], hidden_file: Path, gradients: Batches, device: torch.device
-) -> None:
-    """Replace the gradients at the block's output by those at its input, sequence by sequence."""
-    for number, (hidden, call) in enumerate(zip(load_file(hidden_file)["rows"].split(1), calls, strict=True)):
-        hidden = hidden.to(device, torch.float32).requires_grad_()
-        with _reproducible(device):
-            output, _ = call.run(block, hidden, Carried())
-        gradients[number] = torch.autograd.grad(output, hidden, gradients[number].to(device))[0].cpu()
+@dataclass(frozen=True)
+class _CarryThrough:
+    """The gradient at the block's input, on the host, from the one at its output."""
+
+    block: nn.Module
+
+    @torch.enable_grad()
+    def __call__(self, sequence: _Sequence) -> torch.Tensor:
+        hidden, gradient, call = sequence
+        with _reproducible(hidden.device):
+            output, _ = call.run(self.block, hidden.requires_grad_(), Carried())
+        return torch.autograd.grad(output, hidden, gradient.to(hidden.device))[0].cpu()
+
+
+@dataclass(frozen=True)
+class _GramsOfOne:
+    """Tokens of one sequence, and what they add to the sums of g g^T, by linear."""
+
+    block: nn.Module
+    names: list[str]
+
+    def __call__(self, sequence: _Sequence) -> tuple[int, dict[str, list[torch.Tensor]]]:
+        hidden, gradient, call = sequence
+        grams: dict[str, list[torch.Tensor]] = {}
+        for name, _, found in _linear_calls(self.block, self.names, call, hidden, gradient):
+            parts = [g.T @ g for g in found.reshape(-1, found.shape[-1]).split(OUTPUT_BLOCK, dim=1)]
+            grams[name] = [a + b for a, b in zip(grams[name], parts, strict=True)] if name in grams else parts
+        return hidden.shape[0] * hidden.shape[1], grams
 
 
 def _held_at_once(block: nn.Module, names: list[str]) -> Iterator[list[str]]:
