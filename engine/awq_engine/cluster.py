@@ -20,10 +20,9 @@ import transformers
 
 import awq_engine
 import awq_kernels
-from awq_engine.errors import NetworkError, ResourceError, UsageError, first_line
+from awq_engine.config import check_cluster
+from awq_engine.errors import NetworkError, ResourceError, first_line
 from awq_engine.workers import AHEAD, DEATHS, P, R
-
-MISSING = "Working on a cluster needs Ray; install it with: pip install 'awq-tui[ray]'"
 
 
 class Cluster:
@@ -44,7 +43,8 @@ class Cluster:
             UsageError: Ray is not installed.
             NetworkError: nobody answers at the address.
         """
-        ray = self._ray = _ray()
+        check_cluster(address)
+        ray = self._ray = importlib.import_module("ray")
         packages = [str(Path(package.__path__[0])) for package in (awq_engine, awq_kernels)]
         try:
             ray.init(address, runtime_env={"py_modules": packages}, log_to_driver=False, logging_level="ERROR")
@@ -86,13 +86,6 @@ class Cluster:
         here, there = _versions(None), next(self.map(_versions, [None]))
         if here != there:
             warn(f"the cluster has {there}, this machine {here}: the result may differ in last bits")
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UsageError(MISSING) from error
 
 
 def _versions(_: object) -> str:

@@ -6,6 +6,7 @@ Standard library only: the app imports this module.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -212,3 +213,9 @@ class RunFile:
             raise BadInputError(
                 f"{where} is not a run description ({error}); remove the run to be rid of it."
             ) from error
+
+
+def check_cluster(on: str) -> None:
+    """Raise `UsageError` where a run is to go to a cluster and Ray, an extra, is not installed."""
+    if on and importlib.util.find_spec("ray") is None:
+        raise UsageError("Working on a cluster needs Ray; install it with: pip install 'awq-tui[ray]'.")

@@ -28,7 +28,7 @@ from awq_engine.block_store import block_file, finish_block, finished_blocks, in
 from awq_engine.calibration import Calibration, check_vocabulary
 from awq_engine.capture import BlockInputs, capture_inputs
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import Format, RunConfig
+from awq_engine.config import Format, RunConfig, check_cluster
 from awq_engine.errors import BadInputError
 from awq_engine.estimate import estimate
 from awq_engine.fingerprint import check_fingerprint, take_fingerprint
@@ -60,6 +60,7 @@ PROBE_TOKENS = 64
 def execute(run: Run, emit: EventSink) -> None:
     """Do, or finish, the run. Raises the errors of `errors.py`; everything else is our bug."""
     config = run.config()
+    check_cluster(config.on)
     folder = resolve_model(config.model, _download_reporter(emit)).path
     checkpoint = read_checkpoint(folder)
     if already_published(run, config):

@@ -131,6 +131,14 @@ def test_existing_output_is_refused_before_anything_starts(capsys: Capture, mode
     assert list_runs() == []
 
 
+def test_cluster_without_ray_is_refused_before_anything_starts(
+    capsys: Capture, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fails(capsys, ["quantize", str(model), "--on", "ray://box:10001"], 2, "pip install 'awq-tui[ray]'")
+    assert list_runs() == []
+
+
 @pytest.mark.parametrize(
     ("spec", "part"),
     [

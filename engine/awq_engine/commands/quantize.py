@@ -10,7 +10,7 @@ from typing import Any
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.commands.console import note, result, result_json
 from awq_engine.commands.following import attend, look_on
-from awq_engine.config import Format, Method, Preset, RunConfig
+from awq_engine.config import Format, Method, Preset, RunConfig, check_cluster
 from awq_engine.errors import BadInputError, ExitCode, UsageError
 from awq_engine.estimate import estimate, measured_speed
 from awq_engine.format import UNKNOWN, duration, size
@@ -78,6 +78,7 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 
 def check_before_start(config: RunConfig) -> None:
     """Raise what the headers of a local model and the disk already tell; a Hub model is checked once it is here."""
+    check_cluster(config.on)
     target = parse_model(config.model)
     if isinstance(target, HubId):
         check_output(Path(config.output), None, config.overwrite)
