@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from awq_engine.runs import QUIET_THREADS
+from awq_engine.detached import QUIET_THREADS
 from awq_engine.sampling_settings import Sampling
 from awq_engine.token_scores import TokenScore
 

@@ -26,8 +26,9 @@ from typing import Any
 
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.config import Preset, RunConfig
+from awq_engine.detached import RETURNED_MEMORY
 from awq_engine.estimate import block_linears, estimate
-from awq_engine.runs import RETURNED_MEMORY, Run, create_run, spawn_engine
+from awq_engine.runs import Run, create_run, spawn_engine
 from awq_engine.state import replay
 
 ALLOWANCE = 1_500_000_000

@@ -66,8 +66,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, BinaryIO
 
 from awq_engine.chat_requests import Inbox, Request, Wire, exit_code, read_requests
+from awq_engine.detached import NICENESS
 from awq_engine.errors import ResourceError
-from awq_engine.runs import NICENESS
 
 if TYPE_CHECKING:
     from awq_engine.generate import GenerationStats, PromptProgress

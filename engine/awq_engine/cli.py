@@ -18,8 +18,8 @@ from awq_engine.commands.console import result_json
 from awq_engine.commands.remote import run_there, split_host
 from awq_engine.config import GROUP_SIZES, SUPPORTED_BITS, Format, Method, Preset
 from awq_engine.crash import write_crash_report
+from awq_engine.detached import QUIET_THREADS
 from awq_engine.errors import AwqError, ExitCode, UsageError, as_known_error, is_panic
-from awq_engine.runs import QUIET_THREADS
 from awq_engine.sanitize import plain, redacted
 
 MODEL = "a model folder, a run id or a Hub id (org/name or org/name@revision)"

@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_engine.detached import spawn_detached
 from awq_engine.locks import is_locked, take_lock
 from awq_engine.storage import home, write_atomically
 
@@ -73,12 +73,7 @@ def spawn_download(spec: str) -> subprocess.Popen[bytes] | None:
     try:
         (folder / STOP).unlink(missing_ok=True)
         report_download(Download(spec))
-        with (folder / LOG).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "awq_engine.download_worker", spec, str(descriptor)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
-                env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}, pass_fds=[descriptor],
-            )  # fmt: skip
+        return spawn_detached("awq_engine.download_worker", [spec, str(descriptor)], folder / LOG, [descriptor])
     finally:
         os.close(descriptor)
 

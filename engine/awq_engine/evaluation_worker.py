@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from awq_engine.detached import NICENESS
 from awq_engine.evaluations import EVALUATION, store_evaluation
 from awq_engine.models import resolve_model
-from awq_engine.runs import NICENESS, Run
+from awq_engine.runs import Run
 from awq_engine.side_worker import main
 
 

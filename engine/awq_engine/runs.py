@@ -19,13 +19,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from awq_engine.config import RunConfig, RunFile
+from awq_engine.detached import QUIET_THREADS, RETURNED_MEMORY, spawn_detached
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import Record, RunCancelled, RunFailed, RunFinished
 from awq_engine.journal import JournalReader, last_record, read_journal
@@ -47,15 +47,6 @@ class RunStatus(StrEnum):
     def resumable(self) -> bool:
         return self in (RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 
-
-RETURNED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
-"""Environment of engines: glibc gives freed arrays of a piece's size back to the system. On its own it begins to hoard
-what is smaller than 32 MB: 185 MB of a run of 1.2 GB."""
-QUIET_THREADS = {"GOMP_SPINCOUNT": "0"}
-"""Environment of processes that compute: idle OpenMP threads sleep instead of spinning. On a busy machine spinning cost
-the bundled model nine tenths of its chat speed."""
-NICENESS = 5
-"""Of processes that compute, as of nice(1): where they take every core, keys on the screen still come first."""
 
 _ENDINGS = {RunFinished: RunStatus.DONE, RunCancelled: RunStatus.CANCELLED, RunFailed: RunStatus.FAILED}
 
@@ -215,20 +206,9 @@ def spawn_engine(run: Run, *, queued: bool = False) -> subprocess.Popen[bytes]:
     run.clear_cancel()
     run.end_pause()
     (run.path / "queued").touch() if queued else run.leave_queue()
-    environment = {
-        **QUIET_THREADS,
-        **RETURNED_MEMORY,
-        **os.environ,
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    arguments, environment = [str(run.path), str(descriptor)], {**QUIET_THREADS, **RETURNED_MEMORY}
     try:
-        with run.log_path.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "awq_engine.worker", str(run.path), str(descriptor)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=environment,
-                pass_fds=[descriptor],
-            )  # fmt: skip
+        return spawn_detached("awq_engine.worker", arguments, run.log_path, [descriptor], environment)
     finally:
         os.close(descriptor)
 

@@ -15,14 +15,14 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from awq_engine.detached import QUIET_THREADS, spawn_detached
 from awq_engine.errors import InterruptedRunError
 from awq_engine.locks import is_locked, take_lock
-from awq_engine.runs import QUIET_THREADS, Run
+from awq_engine.runs import Run
 from awq_engine.storage import write_atomically
 
 
@@ -100,14 +100,9 @@ class SideJob:
             (run.path / f"stop-{self.name}").unlink(missing_ok=True)
             self.report(run)
         pairs = [f"{lock}:{run.path}" for run, lock in locks.items()]
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-m", self.worker, json.dumps(settings), *pairs]
+        log = next(iter(locks)).path / f"{self.name}.log"
         try:
-            with (next(iter(locks)).path / f"{self.name}.log").open("ab") as log:
-                return subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
-                    env={**QUIET_THREADS, **os.environ, **quiet}, pass_fds=list(locks.values()),
-                )  # fmt: skip
+            return spawn_detached(self.worker, [json.dumps(settings), *pairs], log, list(locks.values()), QUIET_THREADS)
         finally:
             for lock in locks.values():
                 os.close(lock)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from awq_engine import events as e
 from awq_engine.crash import versions, write_crash_report
+from awq_engine.detached import NICENESS
 from awq_engine.errors import ExitCode, InterruptedRunError, as_known_error
 from awq_engine.journal import EventSink, Journal
 from awq_engine.run_queue import wait_for_turn
-from awq_engine.runs import NICENESS, Run
+from awq_engine.runs import Run
 from awq_engine.sanitize import redacted
 from awq_engine.state import replay
 
