@@ -153,14 +153,21 @@ what has to change before it can start. Queued runs start one after the other, a
         machine = self.awq.machine
         free = machine.host.free if machine else None
         found = await in_thread(review, self.form.draft, self._checkpoint, self._speed, free)
-        if self._obstacle:
-            found = dataclasses.replace(found, problems={"model": self._obstacle} | found.problems)
+        found = dataclasses.replace(found, problems=self._other_problems(found) | found.problems)
         self._review = found
         self.query_one(PlanPane).show(found, machine)
         unfit = [size for size in GROUP_SIZES if size not in found.fitting] if found.fitting else []
         self.query_one("#group-size", Choice).mark_unfit(unfit)
         self.query_one("#start", Button).disabled = not found.ready
         return found
+
+    def _other_problems(self, found: Review) -> dict[str, str]:
+        """What the draft itself does not tell."""
+        problems = {"model": self._obstacle} if self._obstacle else {}
+        outputs = {summary.file.config.output for summary in self.awq.summaries if summary.running and summary.file}
+        if found.config and found.config.output in outputs:
+            problems["output"] = "A run that is at work, or waits, writes to this folder already; choose another."
+        return problems
 
     # keys
 

@@ -40,7 +40,7 @@ CLOCK_INTERVAL = 1.0
 BAR_WIDTHS = (10, 40)
 ROOMY_HEIGHT = 38
 """Rows from which the layers of a block stand under the map."""
-REFRESHED = ("follow", "pause", "proceed", "cancel", "resume", "inspect", "chat", "replay", "speed")
+REFRESHED = ("follow", "pause", "proceed", "cancel", "detach", "resume", "inspect", "chat", "replay", "speed")
 """Actions that make sense only at times."""
 
 
@@ -228,6 +228,7 @@ class RunScreen(SectionScreen):
             "pause": running and not playing and self.snapshot is not None and not self.snapshot.pausing,
             "proceed": running and not playing and self.snapshot is not None and self.snapshot.pausing,
             "cancel": running and not playing and self.snapshot is not None and not self.snapshot.cancelling,
+            "detach": running or status is None,
             "resume": status is not None and status.resumable and not playing,
             "replay": playing or (status is not None and not running),
             "speed": playing,

@@ -90,6 +90,7 @@ class LayerDetail(Vertical):
         self.query_one("#layer-title", Static).update(view.title, layout=False)
         self.query_one(AlphaCurve).show(view.curve)
         self.query_one(Histogram).show(view.histogram)
+        self.query_one("#layer-plots").visible = bool(view.losses or view.curve)  # before, there is nothing to miss
         self._show_numbers()
 
     def on_resize(self) -> None:

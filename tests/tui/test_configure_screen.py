@@ -193,8 +193,11 @@ async def test_f8_queues_the_run_and_stays_for_the_next_while_others_are_at_work
     async with configuring(entry) as pilot:
         assert isinstance(pilot.app, AwqApp)
         app = pilot.app
-        lock = create_run(RunConfig("/m", "/out")).take_lock()
+        lock = create_run(RunConfig("/m", str(Path("taken").absolute()))).take_lock()
         await until(pilot, lambda: any(summary.running for summary in app.summaries))
+        form(pilot).form.put("output", "taken")
+        await until(pilot, lambda: "is at work, or waits, writes to" in screen_text(pilot))
+        form(pilot).form.put("output", "free")
         await pilot.press("f8")
         await until(pilot, lambda: "Queued" in screen_text(pilot))
         assert isinstance(pilot.app.screen, ConfigureScreen)
