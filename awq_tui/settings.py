@@ -20,6 +20,8 @@ class Settings:
     """Model folders, or folders of model folders, that the person entered."""
     section: str = "models"
     """The one the person was in last."""
+    kv_cache: str = "float"
+    """What chats keep keys and values in: `float` or `int8`."""
     places: Places = field(default_factory=dict)
     """Where in each section."""
 
@@ -42,6 +44,7 @@ def load_settings() -> Settings:
         theme=theme if isinstance(theme, str) else defaults.theme,
         folders=tuple(item for item in folders if isinstance(item, str)) if isinstance(folders, list) else (),
         section=section if isinstance(section, str) else defaults.section,
+        kv_cache="int8" if data.get("kv_cache") == "int8" else defaults.kv_cache,
         places=read_places(data.get("places")),
     )
 

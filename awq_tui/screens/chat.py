@@ -83,6 +83,8 @@ class ChatScreen(SectionScreen):
         return {"screen": "chat", "model": self.model, "chat": self.chat.id if self.chat.turns else ""}
 
     def body(self) -> ComposeResult:
+        for side in self.sides:
+            side.kv_cache = self.awq.settings.kv_cache
         with Horizontal(id="chat-sides"):
             yield from self.sides
         yield Static(id="chat-note", classes="notice", markup=False)
@@ -243,11 +245,26 @@ class ChatScreen(SectionScreen):
         self._note()
 
     def action_settings(self) -> None:
-        self.app.push_screen(SamplingModal(ChatSettings(self.chat.system, self.chat.sampling)), self._use)
+        present = ChatSettings(self.chat.system, self.chat.sampling, self.awq.settings.kv_cache)
+        self.app.push_screen(SamplingModal(present), self._use)
 
-    def _use(self, settings: ChatSettings | None) -> None:
-        if settings:
-            self.chat = replace(self.chat, system=settings.system, sampling=settings.sampling)
+    async def _use(self, settings: ChatSettings | None) -> None:
+        if settings is None:
+            return
+        self.chat = replace(self.chat, system=settings.system, sampling=settings.sampling)
+        if settings.kv_cache != self.awq.settings.kv_cache:
+            self.awq.update_settings(kv_cache=settings.kv_cache)
+            await self._load_anew(settings.kv_cache)
+
+    async def _load_anew(self, kv_cache: str) -> None:
+        """What a process keeps keys and values in, it is told when it starts; a reply on its way is finished first."""
+        for side in self.sides:
+            side.kv_cache = kv_cache
+        if self.busy:
+            self.notify("Keys and values are kept so when the model is loaded the next time.")
+            return
+        for side in self.sides:
+            await side.restart()
 
     def action_thoughts(self) -> None:
         self._thoughts_open = not self._thoughts_open
@@ -276,6 +293,7 @@ class ChatScreen(SectionScreen):
             return
         self.chat = self.chat.with_models((self.model, model))
         side = ChatSide(model, 1)
+        side.kv_cache = self.awq.settings.kv_cache
         self.sides.append(side)
         await self.query_one("#chat-sides").mount(side)
         await side.show(self.chat)

@@ -137,8 +137,8 @@ class CompareScreen(SectionScreen):
             if row.run.id == kept:
                 self.table.move_cursor(row=place, animate=False)
         measured = sum(row.evaluation is not None for row in shown)
-        title = f"{len(shown)} finished runs, {measured} measured"
-        self.query_one("#compare-title", Static).update(title)
+        runs = "1 finished run" if len(shown) == 1 else f"{len(shown)} finished runs"
+        self.query_one("#compare-title", Static).update(f"{runs}, {measured} measured")
         self.set_class(not self.rows, "-empty")
         self._show_chart()
 

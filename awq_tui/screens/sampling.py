@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static, TextArea
 
 from awq_engine.sampling_settings import MAX_STOPS, Sampling
+from awq_tui.widgets.choice import Choice
 from awq_tui.widgets.key_bar import KeyBar
 from awq_tui.widgets.plain_input import PlainInput
 
@@ -23,6 +24,11 @@ class ChatSettings:
 
     system: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    kv_cache: str = "float"
+    """What keys and values are kept in; another one loads the model anew."""
+
+
+KV_CACHES = (("floats", "float"), ("bytes", "int8"))
 
 
 class SamplingModal(ModalScreen[ChatSettings | None]):
@@ -32,7 +38,7 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
     DEFAULT_CSS = """
     SamplingModal .field { height: 1; }
     SamplingModal .field Label { width: 14; color: $text-muted; }
-    SamplingModal .field Input { width: 16; }
+    SamplingModal .field Input { width: 16; padding: 0 1; }
     SamplingModal .hint {
         width: 1fr;
         padding-left: 1;
@@ -73,6 +79,10 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
                     value = as_text(getattr(self._settings.sampling, name))
                     yield PlainInput(value, id=f"sampling-{name}", compact=True)
                     yield Static(hint, classes="hint", markup=False)
+            with Horizontal(classes="field"):
+                yield Label("keys, values")
+                yield Choice(KV_CACHES, self._settings.kv_cache, id="sampling-kv")
+                yield Static("bytes: a longer conversation in the same memory", classes="hint", markup=False)
             yield Static("", id="sampling-problem", markup=False)
         yield KeyBar()
 
@@ -85,7 +95,8 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
         except ValueError as error:
             self.query_one("#sampling-problem", Static).update(str(error))
         else:
-            self.dismiss(ChatSettings(self.query_one("#system", TextArea).text.strip(), sampling))
+            system, kv_cache = self.query_one("#system", TextArea).text.strip(), self.query_one(Choice).value
+            self.dismiss(ChatSettings(system, sampling, str(kv_cache)))
 
     def action_close(self) -> None:
         self.dismiss(None)

@@ -28,6 +28,7 @@ from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.message import Answer, Notice, Question
 
 NO_TEMPLATE = "This model has no chat template: it continues your text instead of answering it."
+IN_FLOATS = "Keys and values stay in floats: only our own decoder keeps them in bytes."
 ENDINGS = {"length": "cut at max tokens", "context": "the context is full", "cancelled": "stopped"}
 """What is said about a reply that did not end by itself, by finish reason."""
 
@@ -71,7 +72,9 @@ class ChatSide(Vertical):
         self.ready: Ready | None = None
         self.failed = False
         """The process is gone; `restart` starts another."""
-        self._client = client or ChatClient(model)
+        self.kv_cache = "float"
+        """What the model's process is asked to keep keys and values in."""
+        self._client = client
         self._request: str | None = None
         self._scoring: str | None = None
         self._scores: list[TokenScore] = []
@@ -84,10 +87,20 @@ class ChatSide(Vertical):
 
     def on_mount(self) -> None:
         self.log_view.anchor()
-        self._start(self._client)
+        self._start(self._client or self._new_client())
 
     async def on_unmount(self) -> None:
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
+
+    @property
+    def client(self) -> ChatClient:
+        """The model's process."""
+        assert self._client is not None
+        return self._client
+
+    def _new_client(self) -> ChatClient:
+        return ChatClient(self.model, kv_cache=self.kv_cache)
 
     @property
     def log_view(self) -> ChatLog:
@@ -100,8 +113,8 @@ class ChatSide(Vertical):
 
     async def restart(self) -> None:
         """Start the model's process anew."""
-        await self._client.close()
-        self._start(ChatClient(self.model))
+        await self.client.close()
+        self._start(self._new_client())
 
     def _start(self, client: ChatClient) -> None:
         self._client, self.failed, self.ready = client, False, None
@@ -142,12 +155,12 @@ class ChatSide(Vertical):
         answer.say(f"{'reading' if self.ready else 'waiting for the model'}{glyphs().ellipsis}")
         if self._scoring is not None:
             self._scoring = None
-            await self._client.cancel()
+            await self.client.cancel()
         self._request = ""  # busy from here on; the id comes with the next await
-        self._request = await self._client.ask(chat.messages(self.index), chat.sampling)
+        self._request = await self.client.ask(chat.messages(self.index), chat.sampling)
 
     async def stop(self) -> None:
-        await self._client.cancel()
+        await self.client.cancel()
 
     async def forget_turns(self, number: int) -> None:
         """Take the last `number` turns off the column."""
@@ -160,7 +173,7 @@ class ChatSide(Vertical):
     async def clear(self) -> None:
         """An empty column; what still comes for an earlier question is ignored."""
         if self.busy:
-            await self._client.cancel()
+            await self.client.cancel()
         self._request = self._answer = None
         await self.log_view.remove_children()
         if self.ready and not self.ready.has_chat_template:
@@ -182,13 +195,15 @@ class ChatSide(Vertical):
         messages = chat.messages(self.index)
         if messages and messages[-1]["role"] == "assistant":
             messages.pop()
-        self._scoring = await self._client.score(messages, answer)
+        self._scoring = await self.client.score(messages, answer)
 
     # what the process says
 
     async def _take(self, reply: WorkerReply) -> None:
         if isinstance(reply, Piece):
             if reply.id == self._request and self._answer:
+                if not self._answer.text:
+                    self._answer.say(f"writing{glyphs().ellipsis}")
                 self._answer.feed(reply.text)
         elif isinstance(reply, Reading):
             if reply.id == self._request and self._answer and reply.total:
@@ -220,8 +235,11 @@ class ChatSide(Vertical):
         chars = glyphs()
         bits, context = f"{ready.bits_per_weight:.1f} bits", f"context {ready.context_length or 'unknown'}"
         ways = [one_line(f"{ready.backend}: {ready.reason}"), *([one_line(ready.decoding)] if ready.decoding else [])]
-        self._show_head(f" {chars.dot} ".join([bits, context, *ways]))
-        for text in ([] if ready.has_chat_template else [NO_TEMPLATE]) + [plain(note) for note in ready.notes]:
+        kept = ["keys and values in bytes"] if ready.kv_cache == "int8" else []
+        self._show_head(f" {chars.dot} ".join([bits, context, *kept, *ways]))
+        said = [] if ready.has_chat_template else [NO_TEMPLATE]
+        said += [IN_FLOATS] if self.kv_cache != ready.kv_cache else []
+        for text in (*said, *map(plain, ready.notes)):
             self._add(Notice(text))
         if self.busy and self._answer:
             self._answer.say(f"reading{chars.ellipsis}")

@@ -20,7 +20,9 @@ from awq_tui.screens.chats import ChatTable
 from awq_tui.screens.confirm import ConfirmModal
 from awq_tui.screens.pick import comparison_entries, original_of
 from awq_tui.screens.sampling import SamplingModal, as_text, read_sampling
+from awq_tui.settings import load_settings
 from awq_tui.widgets.chat_log import ChatLog
+from awq_tui.widgets.choice import Choice
 from awq_tui.widgets.message import Answer
 from awq_tui.widgets.prompt import Prompt
 from tests.engine.safetensors_files import model_folder
@@ -229,12 +231,34 @@ async def test_a_crash_keeps_the_question_and_can_be_restarted(monkeypatch: pyte
         assert screen.query_one(Prompt).text == "say hi"
         monkeypatch.setattr(
             "awq_tui.widgets.chat_side.ChatClient",
-            lambda model: ChatClient(model, [sys.executable, str(FAKE), "normal"]),
+            lambda model, **_: ChatClient(model, [sys.executable, str(FAKE), "normal"]),
         )
         await pilot.press("ctrl+r")
         await until(pilot, lambda: screen.ready is not None)
         await pilot.press("enter")
         await until(pilot, lambda: replies_of(screen) == ["hi"])
+
+
+async def test_keys_and_values_in_bytes_load_the_model_anew_and_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def client(model: str, *, kv_cache: str) -> ChatClient:
+        asked.append(kv_cache)
+        return ChatClient(model, [sys.executable, str(FAKE), "normal"])
+
+    screen = chat_of()
+    async with staged(screen, (80, 24)) as pilot:
+        await ask(pilot, screen, "say hi")
+        monkeypatch.setattr("awq_tui.widgets.chat_side.ChatClient", client)
+        await pilot.press("f2")
+        await until(pilot, lambda: isinstance(pilot.app.screen, SamplingModal))
+        pilot.app.screen.query_one(Choice).focus()
+        await pilot.press("right", "f2")
+        await until(pilot, lambda: asked == ["int8"] and screen.ready is not None)
+        await until(pilot, lambda: "stay in floats: only our own decoder" in screen_text(pilot))
+        await ask(pilot, screen, "say ho")
+        assert replies_of(screen) == ["hi", "ho"]
+    assert load_settings().kv_cache == "int8"
 
 
 async def test_a_model_without_a_template_is_announced() -> None:
@@ -365,7 +389,8 @@ async def test_nothing_is_kept_where_the_person_does_not_want_it() -> None:
 
 async def test_two_models_answer_side_by_side_and_what_differs_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "awq_tui.widgets.chat_side.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "other"])
+        "awq_tui.widgets.chat_side.ChatClient",
+        lambda model, **_: ChatClient(model, [sys.executable, str(FAKE), "other"]),
     )
     screen = chat_of()
     async with staged(screen) as pilot:
@@ -391,7 +416,8 @@ async def test_two_models_answer_side_by_side_and_what_differs_is_marked(monkeyp
 
 async def test_one_of_two_models_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "awq_tui.widgets.chat_side.ChatClient", lambda model: ChatClient(model, [sys.executable, str(FAKE), "broken"])
+        "awq_tui.widgets.chat_side.ChatClient",
+        lambda model, **_: ChatClient(model, [sys.executable, str(FAKE), "broken"]),
     )
     screen = chat_of()
     async with staged(screen, (80, 24)) as pilot:
