@@ -15,6 +15,7 @@ from awq_engine import format as fmt
 from awq_engine.config import RunConfig
 from awq_engine.events import DownloadProgress
 from awq_engine.runs import RunStatus
+from awq_engine.paths import shown_path
 from awq_engine.sanitize import one_line
 from awq_engine.state import LayerState, Phase, RunState
 from awq_tui.ellipsis import shorten
@@ -127,7 +128,7 @@ def _outcome(snapshot: Snapshot, config: RunConfig | None, chars: Glyphs) -> Ite
                 f"{chars.done} read back and compared: logits differ by at most {difference} "
                 f"over {state.verified.tokens} tokens",
             )
-        yield Note(Tone.INFO, f"in {one_line(str(state.result.get('output', '')))}")
+        yield Note(Tone.INFO, f"in {one_line(shown_path(str(state.result.get('output', ''))))}")
     elif status is RunStatus.FAILED:
         message = state.error.message if state.error else "The engine failed and left no message."
         yield Note(Tone.ERROR, f"{chars.failed} {one_line(message)}")

@@ -5,8 +5,9 @@
 The real app runs in a pseudo-terminal, on its chat screen. A process streams `--tokens` tokens a second into the chat,
 another appends `--events` events a second to the journal of a run whose screen is open in another section. Letters are
 typed, one at a time; measured is from writing the key to the terminal until the app has written a frame that holds the
-letter. The letters have accents, which nothing else on the screen has. The first paint is timed too,
-against an app with a single line of text. Rows go to `benchmarks/results/latency.csv`.
+letter. The letters have accents, which nothing else on the screen has. The share of a core that the app takes while no
+key is pressed is measured before: with `--events 0`, of the chat alone. The first paint is timed too, against an app
+with a single line of text. Rows go to `benchmarks/results/latency.csv`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from awq_engine.runs import create_run
 
 LETTERS = "àáâãäåæçèéêëìíîïðñòóôõöøùúûüýþ"
 WARM_UP = 3.0
-"""Seconds under load before the first key."""
+"""Seconds under load before anything is measured."""
+WATCHED = 10.0
+"""Seconds without keys in which processor time is taken."""
 PATIENCE = 60.0
 SENTENCE = "a salient channel is **far** larger than `the others`, so it keeps more of its bits when it is rounded. "
 TEXT = f"## channels\n\n{4 * SENTENCE}\n\n- {SENTENCE}\n- {SENTENCE}\n\n```python\nscale = mean ** alpha\n```\n\n"
@@ -61,11 +64,12 @@ def main() -> int:
         os.environ |= {"AWQ_TUI_HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1", "HOME": home}
         paint = [first_paint(["-m", "awq_tui"], b"Models", columns, rows) for _ in range(options.paints)]
         bare = [first_paint(["-c", BARE_APP], b"READY", columns, rows) for _ in range(options.paints)]
-        latencies = measure(options, columns, rows)
+        latencies, share = measure(options, columns, rows)
     row = {
         "size": options.size, "events_per_second": options.events, "tokens_per_second": options.tokens,
         "keys": len(latencies), "p50_ms": percentile(latencies, 50), "p95_ms": percentile(latencies, 95),
-        "max_ms": round(1000 * max(latencies), 1), "first_paint_ms": percentile([wall for wall, _ in paint], 50),
+        "max_ms": round(1000 * max(latencies), 1), "app_cpu_percent": round(100 * share, 1),
+        "first_paint_ms": percentile([wall for wall, _ in paint], 50),
         "first_paint_cpu_ms": percentile([cpu for _, cpu in paint], 50),
         "bare_textual_ms": percentile([wall for wall, _ in bare], 50),
         "bare_textual_cpu_ms": percentile([cpu for _, cpu in bare], 50), "load": round(os.getloadavg()[0], 1),
@@ -77,11 +81,11 @@ def main() -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, columns: int, rows: int) -> list[float]:
-    """Seconds from key to frame, one per key."""
+def measure(options: argparse.Namespace, columns: int, rows: int) -> tuple[list[float], float]:
+    """Seconds from key to frame, one per key, and the share of a core that the app takes while no key is pressed."""
     run = create_run(RunConfig("bench/model", f"{os.environ['AWQ_TUI_HOME']}/out"))
     me = [sys.executable, "-m", "benchmarks.latency", "--events", str(options.events), "--tokens", str(options.tokens)]
-    with _running([*me, "--role", "engine", "--run", str(run.path)]):
+    with _running([*me, "--role", "engine", "--run", str(run.path)]) if options.events else contextlib.nullcontext():
         app = pexpect.spawn(
             me[0], [*me[1:], "--role", "app", "--run", str(run.path)], dimensions=(rows, columns), timeout=60
         )
@@ -89,10 +93,13 @@ def measure(options: argparse.Namespace, columns: int, rows: int) -> list[float]
         terminal.wait_for(b"tok/s of load")
         terminal.send("STREAM\r")
         time.sleep(WARM_UP)
+        before = cpu_seconds(app.pid)
+        time.sleep(WATCHED)
+        share = (cpu_seconds(app.pid) - before) / WATCHED
         found = [terminal.time_key(letter) for letter in letters(options.keys)]
         app.kill(signal.SIGKILL)
         app.close(force=True)
-    return found
+    return found, share
 
 
 def letters(count: int) -> Iterator[str]:
@@ -150,10 +157,16 @@ def first_paint(arguments: list[str], words: bytes, columns: int, rows: int) -> 
     app = pexpect.spawn(sys.executable, arguments, dimensions=(rows, columns), timeout=60)
     app.expect_exact(words)
     seconds = time.monotonic() - started
-    ticks = Path(f"/proc/{app.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    cpu = cpu_seconds(app.pid)
     app.kill(signal.SIGKILL)
     app.close(force=True)
-    return seconds, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return seconds, cpu
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has taken so far."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 # the processes that are started

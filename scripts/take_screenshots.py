@@ -67,7 +67,7 @@ def at_home() -> Iterator[None]:
         here = Path(place) / "models"
         shutil.copytree(demo.MODEL, here / MODEL)
         os.chdir(here)
-        os.environ |= {"AWQ_TUI_HOME": f"{place}/home", "HF_HOME": f"{place}/hf", "HF_HUB_OFFLINE": "1"}
+        os.environ |= {"HOME": place, "AWQ_TUI_HOME": f"{place}/home", "HF_HOME": f"{place}/hf", "HF_HUB_OFFLINE": "1"}
         yield
         os.chdir("/")
 

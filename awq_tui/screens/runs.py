@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Static
 from awq_engine.errors import AwqError
 from awq_engine.format import age, preset_label, size
 from awq_engine.runs import RunStatus
+from awq_engine.paths import shown_path
 from awq_engine.sanitize import one_line, plain
 from awq_engine.state import Phase
 from awq_tui.background import in_thread
@@ -279,7 +280,7 @@ def note(summary: RunSummary) -> str:
         bits = (state.result or {}).get("bits_per_weight")
         after = (state.result or {}).get("bytes_after")
         parts = [f"{bits:.2f} bits/weight" if isinstance(bits, float) else "", size(after) if after else ""]
-        where = str(summary.output or "the output folder is gone")
+        where = shown_path(summary.output) if summary.output else "the output folder is gone"
         return plain(" · ".join(part for part in (*parts, where) if part))
     blocks = f"{state.blocks_done} of {state.n_blocks} blocks" if state.n_blocks else ""
     return plain(" · ".join(part for part in (f"{state.phase}", blocks, summary.run.id) if part))

@@ -24,6 +24,7 @@ class Choice(Widget, Generic[T], can_focus=True):
     Choice { height: 1; width: auto; padding: 0 1; }
     Choice:focus { background: $block-cursor-blurred-background; }
     Choice:focus:ansi { text-style: reverse; }
+    Choice:focus:nocolor { text-style: reverse; background: $background; }
     """
     ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [
