@@ -14,8 +14,8 @@ from typing import Any
 from awq_engine import format as fmt
 from awq_engine.config import RunConfig
 from awq_engine.events import DownloadProgress
-from awq_engine.runs import RunStatus
 from awq_engine.paths import shown_path
+from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line
 from awq_engine.state import LayerState, Phase, RunState
 from awq_tui.ellipsis import shorten

@@ -15,8 +15,8 @@ from textual.widgets import DataTable, Static
 
 from awq_engine.errors import AwqError
 from awq_engine.format import age, preset_label, size
-from awq_engine.runs import RunStatus
 from awq_engine.paths import shown_path
+from awq_engine.runs import RunStatus
 from awq_engine.sanitize import one_line, plain
 from awq_engine.state import Phase
 from awq_tui.background import in_thread

@@ -48,6 +48,7 @@ class SectionScreen(Screen[None]):
 
     def on_resize(self) -> None:
         self.set_class(self.app.size.height < FLAT_HEIGHT, "-flat")
+        self.call_after_refresh(self.refresh_bindings)  # some keys make sense only where there is little room
 
     def on_screen_resume(self) -> None:
         self.catch_up()
