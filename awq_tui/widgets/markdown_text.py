@@ -24,8 +24,8 @@ from textual.widget import Widget
 from awq_tui.app import AwqApp
 from awq_tui.markdown_blocks import Block, parse_blocks
 
-MIN_REST = 0.12
-"""Seconds between two drawings: about eight a second."""
+MIN_REST = 0.2
+"""Seconds between two drawings: five a second are read as one stream, and cost under a tenth of a core."""
 REST_PER_COST = 10.0
 """How much longer than a drawing the pause after it is."""
 MAX_REST = 1.0
