@@ -11,6 +11,7 @@ from awq_engine.format import count, duration, size
 from awq_engine.paths import shown_path
 from awq_engine.sanitize import one_line, plain
 from awq_tui.catalog import Entry, Where
+from awq_tui.ellipsis import shorten
 from awq_tui.widgets.glyphs import glyphs
 from awq_tui.widgets.progress_bar import bar
 
@@ -139,12 +140,12 @@ def _forecast(details: Details, width: int, machine: Machine | None) -> list[Con
     result = f"{size(first.bytes_before)} → {size(first.bytes_after)} · {first.bits_per_weight:.2f} bits/weight"
     presets = "".join(f"{preset:>{COLUMN}}" for preset, _ in details.forecasts)
     times = "".join(f"{'~' + duration(forecast.seconds):>{COLUMN}}" for forecast in forecasts)
-    gap = "   " if wide else f"\n{'':{LABEL}}"
+    gap, room = ("   ", width - LABEL - 3 * COLUMN - 3) if wide else (f"\n{'':{LABEL}}", width - LABEL)
     return [
         Content.assemble(heading, "   " if wide else "\n", result),
         Content.assemble(" " * LABEL, (presets, "dim")),
         *_memory(forecasts, machine, gap),
-        Content.assemble(f"{'time':<{LABEL}}{times}", (f"{gap}{plain(first.speed.source)}", "dim")),
+        Content.assemble(f"{'time':<{LABEL}}{times}", (f"{gap}{shorten(one_line(first.speed.source), room)}", "dim")),
     ]
 
 

@@ -54,7 +54,7 @@ async def test_measured_runs_stand_in_a_table_and_a_chart(size: tuple[int, int],
         await until(pilot, lambda: "builtin in windows of 512" in screen_text(pilot))
         assert "KL from the original against size" in screen_text(pilot)
         await pilot.press("slash", *"w3", "enter")
-        await until(pilot, lambda: "1 finished runs" in screen_text(pilot))
+        await until(pilot, lambda: "1 finished run," in screen_text(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, InspectScreen))
 
