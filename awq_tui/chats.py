@@ -150,8 +150,12 @@ def load_chat(path: Path) -> Chat:
 
 
 def _read_turn(data: dict[str, Any], models: int) -> Turn:
-    replies = [item and Reply(str(item["text"]), _figures(item["figures"])) for item in data["replies"]]
+    replies = [item if item is None else _read_reply(item) for item in data["replies"]]
     return Turn(str(data["question"]), (*replies, *[None] * models)[:models])
+
+
+def _read_reply(data: dict[str, Any]) -> Reply:
+    return Reply(str(data["text"]), _figures(data["figures"]))
 
 
 def _figures(data: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ tenth of the way, when everything has been imported and every cache has its size
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import shutil
@@ -30,10 +32,10 @@ from typing import Any
 from awq_engine.config import Preset, RunConfig
 from awq_engine.runs import RunStatus, create_run, spawn_engine
 from tests.engine.tiny_model import write_tiny_model
+from tests.engine.tiny_run import tiny_request
 
 LOOKS = 20
 TURNS_EACH = 10
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ def look_at(pid: int) -> Look:
     return Look(int(status["VmRSS"].split()[0]) << 10, files, int(status["Threads"]), len(children))
 
 
+def _give_back_memory() -> None:
+    """What this process's allocator keeps for later is no leak (glibc)."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def soak(what: str, times: int, once: Callable[[int], None], pid: int) -> dict[str, Any]:
     """Do something many times; a row with what the process `pid` held early on and at the end."""
     started, looks = time.perf_counter(), []
@@ -63,6 +72,7 @@ def soak(what: str, times: int, once: Callable[[int], None], pid: int) -> dict[s
     for number in range(times):
         once(number)
         if (number + 1) % every == 0:
+            _give_back_memory()
             looks.append(look_at(pid))
             print(f"{what} {number + 1}: {looks[-1]}", flush=True)
     early, late = looks[min(1, len(looks) - 1)], looks[-1]
@@ -90,13 +100,8 @@ def place(**shape: int) -> Iterator[Place]:
         folder = Path(name)
         os.environ["AWQ_TUI_HOME"] = str(folder / "home")
         model = write_tiny_model(folder / "model", **shape)
-        (folder / "text.txt").write_text(TEXT * 60)
-        config = RunConfig(
-            str(model), str(folder / "out"), group_size=32, calibration=str(folder / "text.txt"), samples=4, seq_len=64,
-            preset=Preset.FAST, threads=1, device="cpu", overwrite=True,
-        )  # fmt: skip
         try:
-            yield Place(folder, config)
+            yield Place(folder, tiny_request(folder, model, preset=Preset.FAST, overwrite=True))
         finally:
             os.environ.pop("AWQ_TUI_HOME")
             os.environ.update({"AWQ_TUI_HOME": before} if before else {})

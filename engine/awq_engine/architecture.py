@@ -8,6 +8,7 @@ text config, and a tower, which has a config of its own, is never loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM, PreTrainedModel
 
 from awq_engine.errors import BadInputError
+from awq_engine.own_code import is_trusted
 
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 """In the order in which they are tried when config.json does not name a class."""
@@ -34,7 +36,13 @@ def auto_class(config: Any) -> Any:
 
 def build_empty(config: Any) -> PreTrainedModel:
     """The model of `config` with parameters as torch makes them; raises what transformers raises."""
-    return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=runs_own_code(config))
+
+
+def runs_own_code(config: Any) -> bool:
+    """Whether transformers has no class for `config`, and the code in its folder was allowed."""
+    known = any(type(config) in auto._model_mapping for auto in AUTO_CLASSES)
+    return not known and is_trusted(Path(config.name_or_path))
 
 
 def find_blocks(model: PreTrainedModel) -> str:

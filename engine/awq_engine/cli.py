@@ -304,6 +304,15 @@ def _add_others(commands: Commands) -> None:
     demo = _command(commands, "demo", "demo:run_demo", "the whole job on the bundled model, offline")
     _add_json(demo)
     _add_json(_command(commands, "doctor", "doctor:show_doctor", "say what this machine can do, and why"))
+    trust = _command(
+        commands, "trust", "trust:trust", "show the Python code that a model brings along, and allow it to run"
+    )
+    trust.add_argument("model", metavar="MODEL", help=MODEL)
+    trust.add_argument(
+        "--allow", default="", metavar="DIGEST", help="agree without being asked: the digest that was shown"
+    )
+    trust.add_argument("--withdraw", action="store_true", help="do not allow it any more")
+    _add_json(trust)
     completion = _command(
         commands, "completion", "completion:show_completion", "print a script that completes commands"
     )

@@ -162,4 +162,4 @@ def _raised_by_client(error: BaseException) -> bool:
     return isinstance(error, _STUMBLES) and any(name.split(".")[0] in _CLIENTS for name in modules)
 
 
-_STUMBLES = (TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)
+_STUMBLES = (AssertionError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)

@@ -132,6 +132,17 @@ def _files_to_fetch(hub: HubId) -> list[DryRunFileInfo]:
     )  # fmt: skip
 
 
+def fetch_code(hub: HubId) -> Path:
+    """The snapshot of a repository with its Python code and configs, to be looked at."""
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(hub.repo, hub.revision):
+        path = snapshot_download(
+            hub.repo, revision=hub.revision, allow_patterns=["*.py", "*config.json"], ignore_patterns=["*/*"]
+        )
+    return Path(path)
+
+
 def _cached_snapshot(hub: HubId) -> Path | None:
     """The complete copy an earlier download left, for when the Hub cannot be asked."""
     from huggingface_hub import snapshot_download

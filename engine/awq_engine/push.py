@@ -19,9 +19,9 @@ from awq_engine.evaluations import Evaluation, read_evaluation
 from awq_engine.formats.stated import read_quantization
 from awq_engine.hub_errors import LOG_IN, hub_errors
 from awq_engine.runs import list_runs
-from awq_engine.writer import COPIED_PATTERNS
+from awq_engine.writer import copied_patterns
 
-SENT = ("*.safetensors", *COPIED_PATTERNS)
+WEIGHTS = "*.safetensors"
 """Of the model's folder, besides its card."""
 CARD = "README.md"
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -63,7 +63,8 @@ def plan_push(folder: Path, repo: str, *, private: bool) -> PushPlan:
     if read_quantization(read_checkpoint(folder)) is None:
         raise BadInputError(f"{folder} is not quantized; push puts quantized models on the Hub.")
     card = _card(folder, repo)
-    wanted = {path for pattern in SENT for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
+    patterns = (WEIGHTS, *copied_patterns(folder))
+    wanted = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
     files = {path.name: path.stat().st_size for path in sorted(wanted)}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in files and path.name != CARD)
     return PushPlan(repo, folder, files | {CARD: len(card.encode())}, tuple(left_out), card, private)

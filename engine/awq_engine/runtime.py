@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from awq_engine.architecture import auto_class
+from awq_engine.architecture import auto_class, runs_own_code
 from awq_engine.checkpoint import Checkpoint, read_checkpoint
 from awq_engine.errors import BadInputError, UsageError, is_panic, last_clause
 from awq_engine.events import LinearQuantized
@@ -25,6 +25,7 @@ from awq_engine.formats.stated import Quantization, read_quantization
 from awq_engine.key_values import KvCache
 from awq_engine.linear import QuantizedLinear
 from awq_engine.memory import resident_bytes
+from awq_engine.own_code import is_trusted
 from awq_engine.placement import MakeLinear, left_out, place_quantized
 from awq_engine.reading import Reader
 from awq_engine.skeleton import load_config, missing_tensor
@@ -141,7 +142,7 @@ def load_dequantized(path: Path | str, *, device: str = "auto", dtype: torch.dty
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; `BadInputError` when there is none that can be used without its own code."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=is_trusted(path))
         tokenizer.decode(tokenizer("A cat.", verbose=False)["input_ids"])  # some damage shows only when it is used
         return tokenizer
     except BaseException as error:
@@ -187,14 +188,14 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def _load_floats(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """transformers' own loader, held to what is said above about missing and extra tensors."""
-    auto = auto_class(load_config(checkpoint))
+    config = load_config(checkpoint)
     transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = auto.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             checkpoint.path,
             dtype=dtype,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=runs_own_code(config),
             use_safetensors=True,
             output_loading_info=True,
         )

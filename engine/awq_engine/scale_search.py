@@ -75,9 +75,8 @@ def choose_scale(search: ScaleSearch, workers: Workers = ALONE) -> ScaleChoice:
     grid = [(step / N_GRID, duo) for step in range(N_GRID + 1) for duo in (False, True)]
     scales = [candidate_scale(act_mean, w_mean, alpha, duo) for alpha, duo in grid]
     scales = [torch.exp2(scale.log2().round()) if fold.powers_of_two else scale for scale in scales]
-    scales[0] = torch.ones_like(act_mean)  # alpha 0 of the plain form is the identity
     losses = list(workers.map(_Loss(parts, fold, statistics), scales))
-    loss_before = losses[0]
+    loss_before = losses[0]  # alpha 0 of the plain form is the identity
     best = min(range(len(grid)), key=lambda point: losses[point] if math.isfinite(losses[point]) else math.inf)
     best = best if losses[best] < loss_before else 0
     curve = [[alpha, min(losses[point : point + 2])] for point, (alpha, duo) in enumerate(grid) if not duo]

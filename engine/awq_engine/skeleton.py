@@ -28,6 +28,7 @@ from awq_engine.checkpoint import Checkpoint, TensorInfo
 from awq_engine.errors import BadInputError, as_known_error, last_clause
 from awq_engine.linearize import linearize
 from awq_engine.outer import TableOnDemand, has_rows, packed_pieces, stored_pieces, streamed_head
+from awq_engine.own_code import is_trusted, needs_own_code
 from awq_engine.sources import Source, find_sources
 from awq_engine.tensor_files import open_tensors
 from awq_kernels.int_weight import IntWeight
@@ -308,29 +309,15 @@ def _shared_by_blocks(model: PreTrainedModel, blocks_name: str) -> dict[str, str
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """The transformers config of a checkpoint; remote code is never run."""
+    """The transformers config of a checkpoint; its own code is run where there is no other and it was allowed."""
     _refuse_endless(checkpoint.config, checkpoint.path)
-    if "auto_map" in checkpoint.config and checkpoint.model_type not in _known_model_types():
-        raise _needs_own_code(checkpoint)
+    own = "auto_map" in checkpoint.config and checkpoint.model_type not in _known_model_types()
+    if own and not is_trusted(checkpoint.path):
+        raise needs_own_code(checkpoint.path, checkpoint.model_type)
     try:
-        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=own)
     except Exception as error:
         raise BadInputError(f"The config.json in {checkpoint.path} cannot be used: {last_clause(error)}") from error
-
-
-def _needs_own_code(checkpoint: Checkpoint) -> BadInputError:
-    """Names the code, and where it came from, so that a person can look at it."""
-    named = checkpoint.config["auto_map"]
-    classes = [str(name) for name in named.values()] if isinstance(named, dict) else []
-    files = sorted({f"{name.rpartition('--')[2].partition('.')[0]}.py" for name in classes})
-    repo, commit = checkpoint.path.parent.parent.name, checkpoint.path.name
-    known = checkpoint.path.parent.name == "snapshots" and repo.startswith("models--")
-    origin = f" of {repo.removeprefix('models--').replace('--', '/')} at commit {commit}" if known else ""
-    return BadInputError(
-        f"{checkpoint.path} needs its own Python code ({', '.join(files[:5])}{origin}, for the type "
-        f"'{checkpoint.model_type}'), which is never run; use a model of a type that transformers itself knows, or a "
-        "newer transformers if it has learned this one."
-    )
 
 
 def _refuse_endless(config: dict[str, Any], folder: Path) -> None:

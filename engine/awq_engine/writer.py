@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save
 
 from awq_engine.checkpoint import Checkpoint, TensorInfo, read_header
+from awq_engine.own_code import CODE, is_trusted
 from awq_engine.storage import exchange, sync_directory, write_atomically
 
 SHARD_BYTES = 5_000_000_000
@@ -130,9 +131,14 @@ def write_config(folder: Path, checkpoint: Checkpoint, quantization: dict[str, A
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
 
 
+def copied_patterns(folder: Path) -> tuple[str, ...]:
+    """What belongs to a model beside its weights: with its code where that was allowed to run."""
+    return (*COPIED_PATTERNS, *((CODE,) if is_trusted(folder) else ()))
+
+
 def copy_side_files(source: Path, target: Path, also: Iterable[str] = ()) -> None:
     """The small files of a model folder that its copy in another form needs, and those of the patterns `also`."""
-    found = {file for pattern in (*COPIED_PATTERNS, *also) for file in source.glob(pattern) if file.is_file()}
+    found = {file for pattern in (*copied_patterns(source), *also) for file in source.glob(pattern) if file.is_file()}
     for file in sorted(found):
         if file.name not in REPLACED_FILES:
             shutil.copyfile(file, target / file.name)

@@ -34,6 +34,7 @@ from awq_engine.spec import QuantSpec, spec_of
 from awq_engine.spill import SpilledBatches
 from awq_engine.state import replay
 from tests.engine.tiny_model import write_tiny_model
+from tests.engine.tiny_run import tiny_request
 
 SITES = st.lists(
     st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=4), min_size=1, max_size=4
@@ -127,13 +128,7 @@ def test_the_forecast_is_the_kl_that_rounding_one_linear_costs(skeleton: Skeleto
 
 
 def config_of(model: Path, tmp_path: Path, **options: object) -> RunConfig:
-    text = tmp_path / "text.txt"
-    text.write_text("The cat sat on the mat and looked at the rain. Nobody knew why the door was open. " * 60)
-    settings = {
-        "model": str(model), "output": str(tmp_path / "out"), "group_size": 32, "samples": 4, "seq_len": 64,
-        "calibration": str(text), "threads": 1, "device": "cpu", "method": Method.RTN, **options,
-    }  # fmt: skip
-    return RunConfig(**settings)  # type: ignore[arg-type]
+    return tiny_request(tmp_path, model, **{"method": Method.RTN, **options})
 
 
 def test_the_choice_meets_the_size_and_treats_sites_alike(

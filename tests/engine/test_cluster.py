@@ -16,15 +16,12 @@ import torch
 from tiny_model import write_tiny_model
 
 from awq_engine.cluster import Cluster
-from awq_engine.config import Preset, RunConfig
+from awq_engine.config import RunConfig
 from awq_engine.errors import BadInputError, NetworkError, UsageError
 from awq_engine.events import RunFinished
-from awq_engine.journal import Journal
-from awq_engine.pipeline import execute
-from awq_engine.runs import create_run
+from tests.engine.tiny_run import executed, tiny_request
 
 CPU = torch.device("cpu")
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 
 
 def test_address_must_look_like_one():
@@ -76,15 +73,7 @@ def test_results_in_order_and_errors_as_they_are(cluster: Cluster):
 
 
 def written(folder: Path, model: Path, **options: object) -> bytes:
-    text = folder / "calibration.txt"
-    text.write_text(TEXT * 60)
-    settings = {
-        "model": str(model), "output": str(folder / "out"), "group_size": 32, "calibration": str(text), "samples": 8,
-        "seq_len": 64, "threads": 1, "device": "cpu", "overwrite": True, "preset": Preset.BALANCED, **options,
-    }  # fmt: skip
-    run = create_run(RunConfig(**settings))  # type: ignore[arg-type]
-    with Journal(run.journal_path) as emit:
-        execute(run, emit)
+    run = executed(tiny_request(folder, model, samples=8, overwrite=True, **options))
     assert any(isinstance(record.event, RunFinished) for record in run.records())
     return (folder / "out" / "model.safetensors").read_bytes()
 

@@ -81,6 +81,15 @@ def test_words_hold_a_plain_stream_of_bits(bits: int, rows: int, columns: int, s
     assert torch.equal(unpack_words(packed, bits, columns), values)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_words_stay_on_the_device_they_come_from(bits: int) -> None:
+    """On the one that has no numbers a tensor of any other cannot be mixed in."""
+    packed = pack_words(torch.empty(2, 70, dtype=torch.uint8, device="meta"), bits)
+    back = unpack_words(packed, bits, 70)
+    assert (packed.device.type, packed.shape) == ("meta", (2, n_words(70, bits)))
+    assert (back.device.type, back.shape) == ("meta", (2, 70))
+
+
 @pytest.mark.parametrize("layout", Format)
 def test_an_order_of_its_own_is_refused(layout: Format) -> None:
     weight = dataclasses.replace(some_weight(4), order=torch.arange(64).flip(0))

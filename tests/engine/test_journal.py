@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from awq_engine.events import PhaseProgress, Warned
-from awq_engine.journal import MAX_LINE, Journal, JournalReader, parse_line, read_journal
+from awq_engine.journal import MAX_LINE, PROGRESS_SECONDS, Journal, JournalReader, parse_line, read_journal, throttled
 
 
 @pytest.fixture
@@ -30,6 +31,50 @@ def test_numbers_go_on_after_reopening(path: Path) -> None:
                 journal(Warned(message))
     assert [(record.seq, record.time) for record in read_journal(path)] == [(1, 5.0), (2, 5.0), (3, 5.0)]
     assert messages(path) == ["a", "b", "c"]
+
+
+def test_what_matters_is_on_disk_when_it_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress, which is said often and lost without harm, does not wait for the disk."""
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(path.stat().st_size))
+    with Journal(path) as journal:
+        journal(PhaseProgress("writing", 1, 2))
+        assert synced == []
+        journal(Warned("a"))
+        assert synced == [path.stat().st_size]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"seq":7,"ti', b"no line of ours\n{"])
+def test_a_journal_without_a_whole_line_begins_anew(path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut off is gone from the disk too, before anything follows it."""
+    path.write_bytes(torn)
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(path.stat().st_size))
+    with Journal(path) as journal:
+        assert synced == ([torn.rfind(b"\n") + 1] if torn else [])
+        journal(Warned("a"))
+    assert [record.seq for record in read_journal(path)] == [1]
+
+
+def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_them(path: Path) -> None:
+    with Journal(path) as journal:
+        whole = journal._file
+        journal._file = SimpleNamespace(write=lambda line: whole.write(line[:7]), fileno=whole.fileno)  # type: ignore
+        journal(Warned("a long one, of more than seven bytes"))
+        whole.close()
+        journal._file = whole
+    assert messages(path) == ["a long one, of more than seven bytes"]
+
+
+def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    report = throttled(lambda done, total: told.append((done, total)))
+    for done, moment in ((1, 100.0), (2, 100.1), (3, 100.0 + PROGRESS_SECONDS), (4, 100.3), (5, 100.3), (6, 100.3)):
+        now = moment
+        report(done, 5)
+    assert told == [(1, 5), (3, 5), (5, 5), (6, 5)]
 
 
 def test_reader_loses_nothing_when_a_torn_line_is_cut_off_under_it(path: Path) -> None:

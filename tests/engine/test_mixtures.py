@@ -15,19 +15,17 @@ from transformers import DeepseekV3Config, MixtralConfig, PreTrainedConfig, Qwen
 
 from awq_engine.capture import BlockInputs, capture_inputs
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import Preset, RunConfig
+from awq_engine.config import Preset
 from awq_engine.drift import as_they_are
 from awq_engine.events import Event, FoldTested, LinearQuantized, Verified, Warned
 from awq_engine.folds import Fold, FoldKind, divide_producer, scale_consumers
-from awq_engine.journal import Journal
 from awq_engine.originals import Originals
 from awq_engine.passes import Passes
-from awq_engine.pipeline import execute
 from awq_engine.readers import find_readers
 from awq_engine.routing import ExpertPairs, ReadExpertPairs
-from awq_engine.runs import create_run
 from awq_engine.skeleton import build_skeleton
 from awq_engine.workers import ALONE
+from tests.engine.tiny_run import executed, tiny_request
 
 NORM = "post_attention_layernorm"
 EXPERTS, TOP_K = 4, 2
@@ -49,16 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def quantized(folder: Path, preset: Preset = Preset.FAST) -> list[Event]:
     """Quantize the model in `folder` into `folder`/out; the events of the run."""
-    text = folder / "calibration.txt"
-    text.write_text("The cat sat on the mat and looked at the rain. Nobody knew why the door was open. " * 60)
-    config = RunConfig(
-        model=str(folder), output=str(folder / "out"), group_size=32, calibration=str(text), samples=4, seq_len=64,
-        preset=preset, threads=1, device="cpu",
-    )  # fmt: skip
-    run = create_run(config)
-    with Journal(run.journal_path) as emit:
-        execute(run, emit)
-    return [record.event for record in run.records()]
+    return [record.event for record in executed(tiny_request(folder, folder, preset=preset)).records()]
 
 
 @pytest.mark.parametrize(

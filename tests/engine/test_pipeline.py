@@ -14,7 +14,7 @@ from tiny_model import write_tiny_model
 from awq_engine import block_folds, linear_rounding
 from awq_engine.capture import BlockInputs
 from awq_engine.checkpoint import read_checkpoint
-from awq_engine.config import Format, Method, Preset, RunConfig
+from awq_engine.config import Format, Method, Preset
 from awq_engine.errors import BadInputError, InterruptedRunError, UsageError
 from awq_engine.events import BlockFinished, Event, FoldTested, LinearQuantized, RunFinished, Verified, Warned
 from awq_engine.formats.stated import read_quantization
@@ -26,9 +26,9 @@ from awq_engine.runs import Run, RunStatus, create_run
 from awq_engine.spec import QuantSpec
 from awq_engine.state import replay
 from awq_engine.unpacked import read_dequantized
+from tests.engine.tiny_run import tiny_request
 
 SPEC = QuantSpec(4, 32, False)
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_run(tmp_path: Path, model: Path) -> Callable[..., Run]:
     """A new run on the tiny model; keyword arguments go to `RunConfig`."""
-    text = tmp_path / "calibration.txt"
-    text.write_text(TEXT * 60)
 
     def make(**options: object) -> Run:
-        settings = {
-            "model": str(model), "output": str(tmp_path / "out"), "group_size": 32, "calibration": str(text),
-            "samples": 4, "seq_len": 64, "preset": Preset.FAST, "threads": 1, "device": "cpu", **options,
-        }  # fmt: skip
-        return create_run(RunConfig(**settings))  # type: ignore[arg-type]
+        return create_run(tiny_request(tmp_path, model, **{"preset": Preset.FAST, **options}))
 
     return make
 

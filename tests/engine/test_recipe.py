@@ -10,25 +10,17 @@ import pytest
 from awq_engine.checkpoint import read_checkpoint
 from awq_engine.config import Method, Preset, RunConfig
 from awq_engine.estimate import work
-from awq_engine.journal import Journal
-from awq_engine.pipeline import execute
 from awq_engine.recipe import Recipe, recipe_of
 from awq_engine.report import read_report
-from awq_engine.runs import create_run
 from tests.engine.tiny_model import write_tiny_model
-
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
+from tests.engine.tiny_run import executed, tiny_request
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run on the tiny model, `balanced`."""
     monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
-    (tmp_path / "text.txt").write_text(TEXT * 60)
-    return RunConfig(
-        str(write_tiny_model(tmp_path / "model")), str(tmp_path / "out"), group_size=32, samples=4, seq_len=64,
-        calibration=str(tmp_path / "text.txt"), threads=1, device="cpu", method=Method.GPTQ,
-    )  # fmt: skip
+    return tiny_request(tmp_path, write_tiny_model(tmp_path / "model"), method=Method.GPTQ)
 
 
 def test_rounding_has_no_presets():
@@ -60,9 +52,7 @@ def test_work_follows_the_steps():
 @pytest.mark.parametrize("preset", list(Preset))
 def test_gptq_is_error_feedback_and_nothing_else(config: RunConfig, preset: Preset):
     """No fold is even tried, what is not a quantized weight keeps its bytes, and less is lost than by rounding."""
-    run = create_run(replace(config, preset=preset))
-    with Journal(run.journal_path) as emit:
-        execute(run, emit)
+    executed(replace(config, preset=preset))
     source, written = read_checkpoint(Path(config.model)), read_checkpoint(Path(config.output))
     report = read_report(Path(config.output))
 

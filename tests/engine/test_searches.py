@@ -11,9 +11,10 @@ from awq_engine.errors import BadInputError
 from awq_engine.folds import Fold, FoldKind
 from awq_engine.histogram import N_BINS, histogram, scale_statistics
 from awq_engine.quantize import QParams, choose_qparams, group_ranges, round_to_grid, round_to_nearest
-from awq_engine.scale_search import ScaleSearch, choose_scale
+from awq_engine.scale_search import ScaleSearch, candidate_scale, choose_scale, choose_scales, relative_magnitude
 from awq_engine.spec import QuantSpec
 from awq_engine.statistics import InputStatistics, Moments
+from awq_engine.workers import ALONE
 
 SPEC = QuantSpec(4, 32, False)
 OUT, IN = 24, 64
@@ -76,6 +77,54 @@ def test_scale_search_protects_salient_channels(inputs: torch.Tensor, weight: to
     assert choice.loss_after < 0.5 * choice.loss_before
     assert [alpha for alpha, _ in choice.curve] == pytest.approx([step / 20 for step in range(21)])
     assert min(loss for _, loss in choice.curve) == pytest.approx(choice.loss_after)
+
+
+@pytest.mark.parametrize(("alpha", "duo"), [(0.25, False), (0.25, True), (1.0, True)])
+def test_candidates_are_those_of_the_formula(alpha: float, duo: bool):
+    """Loud channels get the larger scales, and with `duo` those of small weights; centred about one."""
+    act_mean, w_mean = torch.tensor([4.0, 0.25, 1.0, 16.0]), torch.tensor([0.5, 0.125, 0.5, 0.25])
+    raw = act_mean**alpha / ((w_mean ** (1 - alpha) + 1e-4) if duo else 1)
+    found = candidate_scale(act_mean, w_mean, alpha, duo)
+
+    assert torch.allclose(found, raw / (raw.max() * raw.min()).sqrt())
+    assert float(found.max() * found.min()) == pytest.approx(1)
+
+
+def test_magnitudes_are_relative_to_the_largest_of_their_group():
+    """Averaged over all rows, whatever groups those of each linear have."""
+    pairs = torch.tensor([[1.0, -2.0, 4.0, 1.0], [3.0, 3.0, 0.0, -1.0]])
+    whole = torch.tensor([[1.0, 2.0, -4.0, 2.0]])
+    found = relative_magnitude([(QuantSpec(4, 2, False), pairs), (QuantSpec(4, -1, False), whole)])
+
+    assert torch.allclose(found, torch.tensor([1.75, 2.5, 2.0, 1.75]) / 3, atol=1e-4)
+
+
+def test_the_curve_has_the_better_form_at_each_alpha(inputs: torch.Tensor, weight: torch.Tensor):
+    """And the best of all is chosen; brute force with the search's own candidates."""
+    stats, fold = statistics(inputs), Fold("norm", ("linear",), FoldKind.NORM, IN)
+    choice = choose_scale(ScaleSearch(fold, [weight], stats, [SPEC]))
+    w_mean = relative_magnitude([(SPEC, weight)])
+    losses = {}
+    for step in range(21):
+        for duo in (False, True):
+            scale = candidate_scale(stats.act_mean, w_mean, step / 20, duo)
+            losses[step / 20, duo] = true_loss(inputs, round_to_nearest(weight * scale, SPEC) / scale, weight)
+    curve = [min(losses[step / 20, False], losses[step / 20, True]) for step in range(21)]
+
+    assert torch.equal(candidate_scale(stats.act_mean, w_mean, 0.0, False), torch.ones(IN))
+    assert [loss for _, loss in choice.curve] == pytest.approx(curve, rel=1e-3)
+    assert losses[choice.alpha, choice.duo] == pytest.approx(min(curve), rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_folds_are_searched_in_their_order(inputs: torch.Tensor, weight: torch.Tensor, count: int):
+    searches = [
+        ScaleSearch(Fold("norm", ("linear",), FoldKind.NORM, IN), [weight * (1 + n)], statistics(inputs), [SPEC])
+        for n in range(count)
+    ]
+    found = list(choose_scales(searches, count, ALONE))
+
+    assert [choice.loss_before for choice in found] == [choose_scale(search).loss_before for search in searches]
 
 
 def test_identity_is_always_a_candidate(weight: torch.Tensor):
@@ -170,8 +219,10 @@ def test_feedback_beats_plain_rounding_on_the_same_grid(
     assert torch.equal(round_to_grid(rounded, qparams, SPEC), rounded)
 
 
-def test_feedback_is_gptq(inputs: torch.Tensor, weight: torch.Tensor):
+@pytest.mark.parametrize("chunk", [128, 21, 1])
+def test_feedback_is_gptq(inputs: torch.Tensor, weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch, chunk: int):
     """Column by column as in the paper: round, divide by U_ii of the inverse's factor, move the columns left."""
+    monkeypatch.setattr("awq_engine.error_feedback.CHUNK", chunk)
     stats = statistics(inputs)
     qparams = choose_qparams(*group_ranges(weight, SPEC), SPEC)
     gram = stats.gram.double()

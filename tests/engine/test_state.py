@@ -146,3 +146,20 @@ def test_one_more_linear_costs_the_same_however_many_there_are() -> None:
     assert changed == [(7, names[3])]
     assert list(after.layers) == list(before.layers) == [(b, n) for b in range(40) for n in names]
     assert all(after.layers.of_block(b) is before.layers.of_block(b) for b in range(40) if b != 7)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ratio"), [({}, None), ({"rounding": 0.0}, None), ({"rounding": 2.0, "scales": 3.0, "clips": 0.5}, 0.25)]
+)
+def test_the_ratio_of_losses_is_that_of_the_last_to_the_first(losses: dict[str, float], ratio: float | None) -> None:
+    layer = replay(records(whole_run())).layers[0, LINEARS[0]]
+    assert layer.quantized is not None
+    changed = dataclasses.replace(layer, quantized=dataclasses.replace(layer.quantized, losses=losses))
+    assert changed.loss_ratio == ratio
+
+
+def test_a_run_of_which_nothing_is_known() -> None:
+    state = RunState()
+    assert (state.phase, state.ahead, state.fraction(), state.finished, state.result) == (
+        Phase.STARTING, 0, 0.0, False, None
+    )  # fmt: skip

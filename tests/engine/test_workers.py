@@ -15,17 +15,14 @@ import torch
 from tiny_model import write_tiny_model
 from transformers import Gemma3nTextConfig, LlamaConfig, MixtralConfig, PreTrainedConfig
 
-from awq_engine.config import Preset, RunConfig
+from awq_engine.config import Preset
 from awq_engine.errors import BadInputError, ResourceError
 from awq_engine.events import Warned
-from awq_engine.journal import Journal
-from awq_engine.pipeline import execute
-from awq_engine.runs import create_run
 from awq_engine.workers import Processes
+from tests.engine.tiny_run import executed, tiny_request
 from tests.processes import still_there
 
 CPU = torch.device("cpu")
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +133,7 @@ MODELS: dict[str, PreTrainedConfig] = {
 
 def written(folder: Path, model: Path, **options: object) -> tuple[bytes, list[str]]:
     """The checkpoint's bytes, and what the run warned of."""
-    text = folder / "calibration.txt"
-    text.write_text(TEXT * 60)
-    settings = {
-        "model": str(model), "output": str(folder / "out"), "group_size": 32, "calibration": str(text), "samples": 6,
-        "seq_len": 64, "threads": 1, "device": "cpu", "overwrite": True, **options,
-    }  # fmt: skip
-    run = create_run(RunConfig(**settings))  # type: ignore[arg-type]
-    with Journal(run.journal_path) as emit:
-        execute(run, emit)
+    run = executed(tiny_request(folder, model, samples=6, overwrite=True, **options))
     warned = [record.event.message for record in run.records() if isinstance(record.event, Warned)]
     return (folder / "out" / "model.safetensors").read_bytes(), warned
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -54,24 +54,32 @@ def killed_at(kind: str) -> Arm:
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
-class _Counting:
-    """A file whose writes are counted."""
+class _File:
+    """An open file, of which a child changes something."""
 
-    def __init__(self, stream: Any, step: Act) -> None:
-        self._stream, self._step = stream, step
-
-    def write(self, data: Any) -> Any:
-        self._step()
-        return self._stream.write(data)
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __enter__(self) -> _Counting:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stream.close()
+
+
+class _Counting(_File):
+    """Its writes are counted."""
+
+    def __init__(self, stream: Any, step: Act) -> None:
+        super().__init__(stream)
+        self._step = step
+
+    def write(self, data: Any) -> Any:
+        self._step()
+        return self._stream.write(data)
 
 
 def at_disk_steps(step: Act) -> None:
@@ -156,25 +164,17 @@ def read_error_on(path: Path, after: int = -1) -> Arm:
     return arm
 
 
-class _Unreadable:
-    """A file of which only the beginning can be read."""
+class _Unreadable(_File):
+    """Only its beginning can be read."""
 
     def __init__(self, stream: Any, name: str, after: int) -> None:
-        self._stream, self._name, self._after = stream, name, after
+        super().__init__(stream)
+        self._name, self._after = name, after
 
     def read(self, size: int = -1) -> Any:
         if size < 0 or self._stream.tell() + size > self._after:
             raise OSError(errno.EIO, os.strerror(errno.EIO), self._name)
         return self._stream.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __enter__(self) -> _Unreadable:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
 
     def __iter__(self) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO), self._name)

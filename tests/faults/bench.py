@@ -21,13 +21,13 @@ import torch
 
 import awq_engine.pipeline  # noqa: F401  imported before forking, so that children start at once
 from awq_engine import worker
-from awq_engine.config import Preset, RunConfig
+from awq_engine.config import Preset
 from awq_engine.errors import ExitCode
 from awq_engine.events import RunFailed
 from awq_engine.runs import Run, RunStatus, create_run
 from tests.engine.tiny_model import write_tiny_model
+from tests.engine.tiny_run import tiny_request
 
-TEXT = "The cat sat on the mat and looked at the rain. Nobody knew why the door was open. "
 LONGEST_MESSAGE = 600
 BECOME_PARENT_OF_ORPHANS = 36
 """prctl's number (Linux)."""
@@ -41,12 +41,8 @@ class Bench:
     def __init__(self, root: Path, preset: Preset = Preset.FAST) -> None:
         self.root = root
         self.model = write_tiny_model(root / "model")
-        self.text = root / "text.txt"
-        self.text.write_text(TEXT * 60)
-        self.config = RunConfig(
-            str(self.model), str(root / "out"), group_size=32, calibration=str(self.text), samples=4, seq_len=64,
-            preset=preset, threads=1, device="cpu",
-        )  # fmt: skip
+        self.config = tiny_request(root, self.model, preset=preset)
+        self.text = Path(self.config.calibration)
         self._inputs = files_of(self.model) | {self.text.name: _hash(self.text)}
         ctypes.CDLL(None).prctl(BECOME_PARENT_OF_ORPHANS, 1)
         started = time.perf_counter()

@@ -119,7 +119,7 @@ def mutate_header(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3 or length > len(data):
         return mutate_bytes(data, rng)
     header = mutate_json(data[8 : 8 + length], rng)
-    stated = len(header) if rng.random() < 0.9 else rng.choice((0, 1, len(header) - 1, 1 << 30, (1 << 64) - 1))
+    stated = len(header) if rng.random() < 0.9 else rng.choice((0, 1, max(0, len(header) - 1), 1 << 30, (1 << 64) - 1))
     return stated.to_bytes(8, "little", signed=False) + header + data[8 + length :]
 
 

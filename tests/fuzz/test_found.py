@@ -18,7 +18,7 @@ from awq_engine.checkpoint import read_checkpoint, read_header
 from awq_engine.commands.console import result_json
 from awq_engine.config import RunFile
 from awq_engine.demo import MODEL
-from awq_engine.errors import AwqError, BadInputError, UsageError, as_known_error, last_clause
+from awq_engine.errors import AwqError, BadInputError, NetworkError, UsageError, as_known_error, last_clause
 from awq_engine.evaluations import read_evaluation
 from awq_engine.events import Record
 from awq_engine.fingerprint import stored_threads
@@ -31,7 +31,7 @@ from awq_engine.tensor_files import open_tensors
 from awq_engine.writer import write_json
 from awq_kernels.tuning import read_measured
 from tests.engine.rounded_checkpoint import edit_config, write_float_folder
-from tests.fuzz.parsers import PARSERS
+from tests.fuzz.parsers import CHAT, PARSERS
 
 DEEP = b"[" * 5000 + b"]" * 5000
 
@@ -139,6 +139,14 @@ def test_a_conversation_of_no_possible_date(value: str, tmp_path: Path, monkeypa
         parse("conversations", chat, tmp_path)
 
 
+@pytest.mark.parametrize("reply", [[], {}, "", 0, False])
+def test_replies_that_are_nothing_but_not_null(reply: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
+    turn = {"question": "Hi?", "replies": [reply, None]}
+    with pytest.raises(BadInputError, match="not a conversation that this version can read"):
+        parse("conversations", {**CHAT, "turns": [turn]}, tmp_path)
+
+
 def test_nested_values_in_the_settings_of_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
     chat = {"models": [], "created": 1, "updated": 1, "system": "", "sampling": {"seed": {"a": []}}, "turns": []}
@@ -200,6 +208,19 @@ def test_replies_of_the_hub_in_other_shapes(name: str, body: bytes, tmp_path: Pa
         assert str(error).endswith((".", "?"))  # noqa: PT017
 
 
+def test_a_reply_of_the_hub_without_a_commit(tmp_path: Path) -> None:
+    """Its client asserts that there is one."""
+    with pytest.raises(NetworkError, match="cannot be understood"):
+        parse("listing on the Hub", {"info": {"id": "org/tiny", "siblings": []}, "tree": []}, tmp_path)
+
+
+def test_settings_of_a_quantization_as_long_as_a_book(tmp_path: Path) -> None:
+    settings = {"quant_method": "awq", "version": "a" * 10_000, "bits": "b" * 10_000}
+    with pytest.raises(BadInputError, match="is an AWQ model of version aaaa") as caught:
+        parse("awq settings", {"model_type": "llama", "quantization_config": settings}, tmp_path)
+    assert len(str(caught.value)) < 600
+
+
 def test_a_stumbling_client_library_is_the_networks_fault_and_ours_is_not() -> None:
     assert describe(KeyError("ours"), "org/x") is None
 
@@ -255,6 +276,7 @@ def change_exported(folder: Path, name: str, change: Callable[[Any], object]) ->
         ({"max_position_embeddings": float("inf")}, "is no size"),
         ({"head_dim": float("inf")}, "is no size"),
         ({"rms_norm_eps": "small"}, "is no number"),
+        ({"rms_norm_eps": 1e308}, "fits into no GGUF file"),
         ({"num_attention_heads": 5}, "says 5 heads"),
         ({"rope_parameters": [1]}, "states its rotary embedding wrongly"),
         ({"rope_parameters": {"rope_theta": "x"}}, "states its rotary embedding wrongly"),

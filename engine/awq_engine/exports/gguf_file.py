@@ -198,7 +198,7 @@ def _write_header(writer: gguf.GGUFWriter, tensors: list[_Tensor], source: Path)
     writer.write_header_to_file()
     try:
         writer.write_kv_data_to_file()
-    except (struct.error, ValueError, TypeError) as error:
+    except (struct.error, ValueError, TypeError, OverflowError) as error:
         why = last_clause(error)
         raise BadInputError(f"A value in the config or tokenizer of {source} fits into no GGUF file: {why}") from error
     writer.write_ti_data_to_file()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from awq_engine.checkpoint import Checkpoint
-from awq_engine.errors import BadInputError
+from awq_engine.errors import BadInputError, first_line
 from awq_engine.formats import awq_variants as variants
 from awq_engine.formats import compressed_tensors as ct
 from awq_engine.formats.codec import Reader
@@ -63,9 +63,9 @@ def read_quantization(checkpoint: Checkpoint) -> Quantization | None:
             return readers[method](stated)
         problem = f"it is quantized with {method}; what can be run is {', '.join(readers)}"
     except _UnsupportedError as error:
-        problem = str(error)
+        problem = first_line(error)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-        problem = f"its quantization_config is damaged ({type(error).__name__}: {error})"
+        problem = f"its quantization_config is damaged ({type(error).__name__}: {first_line(error)})"
     raise BadInputError(f"{checkpoint.path} cannot be run here: {problem}.")
 
 
