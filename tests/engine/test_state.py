@@ -163,3 +163,28 @@ def test_a_run_of_which_nothing_is_known() -> None:
     assert (state.phase, state.ahead, state.fraction(), state.finished, state.result) == (
         Phase.STARTING, 0, 0.0, False, None
     )  # fmt: skip
+
+
+def test_a_pause_is_no_time_of_the_run_or_of_its_block() -> None:
+    """One event a second: the block begins at 102, lies still from 103 to 105, and it is 106."""
+    told = [started(), planned(), e.BlockStarted(0, "b"), e.Paused(), e.Warned("still"), e.Continued(), e.Warned("on")]
+    state = replay(records(told))
+    assert (state.started, state.block_started, state.paused) == (102.0, 104.0, None)
+    assert state.elapsed(106.0) == 4.0
+
+
+def test_the_end_of_a_pause_that_never_began_changes_nothing() -> None:
+    before = replay(records([started(), planned()]))
+    after = replay(records([started(), planned(), e.Continued()]))
+    assert (after.started, after.paused) == (before.started, None)
+
+
+def test_a_failure_is_forgotten_when_the_resumed_run_ends_well() -> None:
+    state = replay(records([started(), e.RunFailed("The disk is full.", 3), started(), e.RunFinished(RESULT)]))
+    assert (state.phase, state.error) == (Phase.DONE, None)
+
+
+def test_calibration_is_kept_and_its_progress_is_a_phase() -> None:
+    ready = e.CalibrationReady("builtin", 128, 256, 32768, 5, "a sample", [], 99)
+    state = replay(records([started(), ready, e.PhaseProgress("calibrating", 1, 2)]))
+    assert (state.calibration, state.phase) == (ready, Phase.CALIBRATING)
