@@ -30,6 +30,7 @@ def encode_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]
     """
     if not messages:
         raise BadInputError("There is nothing to answer: the conversation is empty.")
+    _check_characters("".join(text for message in messages for text in message.values()))
     if not has_chat_template(loaded.tokenizer):
         return _plain_ids(loaded.tokenizer, _plain_text(messages))
     return list(_render(loaded, messages, tokenize=True)["input_ids"])
@@ -41,6 +42,7 @@ def encode_answer(loaded: LoadedModel, messages: Sequence[Message], prompt: Sequ
     Tokenized together with the prompt where that leaves the prompt's tokens as they are (some tokenizers put a space
     before a text of its own), else alone.
     """
+    _check_characters(answer)
     tokenizer, count = loaded.tokenizer, len(prompt)
     if has_chat_template(tokenizer):
         whole = tokenizer.encode(_render(loaded, messages, tokenize=False) + answer, add_special_tokens=False)
@@ -77,6 +79,15 @@ def _render(loaded: LoadedModel, messages: Sequence[Message], *, tokenize: bool)
         raise BadInputError(
             f"The chat template of {loaded.path} refuses this conversation: {last_clause(error)}"
         ) from error
+
+
+def _check_characters(text: str) -> None:
+    """`BadInputError` for half a character, which no tokenizer takes: JSON can hold one, and so can an argument."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise BadInputError(f"The text holds half a character ({half}) and cannot be read; leave that out.") from error
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

@@ -23,6 +23,8 @@ NUCLEUS = 512
 """Tokens looked at before a whole vocabulary is sorted, which takes a CPU longer than a small model's token."""
 GOLDEN, FIRST, SECOND = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """Of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as int64."""
+COLDEST = 1e-6
+"""Temperature below which the likeliest token is alone anyway, and which float32 can divide by."""
 NO_NUMBERS = -1
 """In the place of a token: the logits had no finite largest."""
 
@@ -97,7 +99,7 @@ def _penalized(logits: torch.Tensor, penalty: float) -> torch.Tensor:
 
 def _drawn(logits: torch.Tensor, sampling: Sampling, chance: torch.Tensor) -> torch.Tensor:
     """int64 [1], of logits of which the largest is 0."""
-    probabilities = torch.softmax(logits / sampling.temperature, dim=0)
+    probabilities = torch.softmax(logits / max(sampling.temperature, COLDEST), dim=0)
     if sampling.top_p == 1 and not sampling.top_k:  # in no order
         kept, tokens = probabilities, torch.arange(len(logits), device=logits.device)
     else:

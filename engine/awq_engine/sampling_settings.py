@@ -50,8 +50,8 @@ class Sampling:
             raise UsageError(f"top_k is {self.top_k}; it must be at least 1, or 0 for all tokens.")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min_p is {self.min_p}; it must be between 0 and 1.")
-        if not 0 < self.repetition_penalty <= 10:
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and at most 10.")
+        if not 0.01 <= self.repetition_penalty <= 10:
+            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be between 0.01 and 10.")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise UsageError(
                 f"stop holds {len(self.stop)} texts; at most {MAX_STOPS} are taken, and none may be empty."

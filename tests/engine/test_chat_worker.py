@@ -136,6 +136,11 @@ def test_mistakes_are_answered_and_survived(worker: Worker) -> None:
         ('{"type": "chat", "id": 5, "messages": [], "max_tokens": Infinity}', "max_tokens is inf"),
         ('{"type": "chat", "id": 5, "messages": []}', "conversation is empty"),
         (json.dumps({"type": "chat", "id": 6, "messages": HELLO, "top_p": 7}), "top_p is 7"),
+        (json.dumps({"type": "score", "id": 6, "messages": HELLO, "answer": "a\ud83d"}), "half a character (U+D83D)"),
+        (
+            json.dumps({"type": "chat", "id": 6, "messages": [{"role": "user", "content": "\udcff"}]}),
+            "half a character",
+        ),
     ]:
         worker.write(line)
         error = worker.receive()

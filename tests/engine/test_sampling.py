@@ -32,7 +32,8 @@ def test_sampling_stays_in_the_nucleus() -> None:
     logits = torch.log(torch.tensor([0.05, 0.6, 0.3, 0.05]))
     assert set(drawn(logits, Sampling(temperature=1.0, top_p=0.8), 200)) == {1, 2}
     assert set(drawn(logits, Sampling(temperature=1.0, top_p=0.01), 20)) == {1}
-    assert set(drawn(logits, Sampling(temperature=0), 20)) == {1}
+    for nearly in (0, 5e-324, 1e-60, 1e-3):
+        assert set(drawn(logits, Sampling(temperature=nearly), 20)) == {1}
 
 
 def test_a_nucleus_wider_than_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +126,7 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
         {"top_k": -1},
         {"min_p": 1.5},
         {"min_p": float("nan")},
-        {"repetition_penalty": 0},
+        {"repetition_penalty": 0.001},
         {"repetition_penalty": float("inf")},
         {"stop": ("",)},
         {"stop": ("a",) * 17},
