@@ -156,8 +156,12 @@ def _fill(
     value = value.to(device, dtype if value.is_floating_point() else None)
     if leaf in module._buffers:
         module._buffers[leaf] = value
-    else:
-        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+        return
+    if not value.is_floating_point():
+        raise BadInputError(f"{source.key} holds integers ({value.dtype}), but config.json describes floats.")
+    if not value.isfinite().all():
+        raise BadInputError(f"{source.key} holds numbers that are not finite in {dtype}; download the model again.")
+    setattr(module, leaf, nn.Parameter(value, requires_grad=False))
 
 
 def _tie(model: PreTrainedModel, checkpoint: Checkpoint, head_is_quantized: bool) -> None:

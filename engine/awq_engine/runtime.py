@@ -224,8 +224,8 @@ def _load_quantized(
     model = placed.model
     if status.name == "triton":
         stack_experts(model)
-    if checkpoint.path.joinpath("generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    if (settings := checkpoint.path / "generation_config.json").is_file():
+        model.generation_config = _generation_config(settings)
     return LoadedModel(
         path=checkpoint.path,
         model=model,
@@ -238,6 +238,13 @@ def _load_quantized(
         bits_per_weight=placed.bits_per_weight,
         notes=placed.notes + _fallbacks(model),
     )
+
+
+def _generation_config(file: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(file.parent, local_files_only=True)
+    except Exception as error:
+        raise BadInputError(f"{file} cannot be used: {last_clause(error)}") from error
 
 
 def _fallbacks(model: PreTrainedModel) -> tuple[str, ...]:

@@ -132,6 +132,23 @@ def _damage(tensors: Tensors, key: str, damage: str) -> None:
         tensors[key] = DAMAGES[damage](tensors[key])
 
 
+@pytest.mark.parametrize(("damage", "words"), [(torch.Tensor.char, "integers"), (lambda t: t / 0, "not finite")])
+@pytest.mark.parametrize("key", ["model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"])
+def test_a_damaged_tensor_beside_the_linears_is_named(
+    key: str, damage: Callable[[torch.Tensor], torch.Tensor], words: str, good: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = edit(copy(good["awq"], tmp_path / "model"), lambda tensors: tensors.update({key: damage(tensors[key])}))
+    message = refusal(folder)
+    assert key in message
+    assert words in message
+
+
+def test_generation_settings_that_are_no_json(good: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(good["awq"], tmp_path / "model")
+    (folder / "generation_config.json").write_text("{")
+    assert "generation_config.json cannot be used" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_linear_in_the_place_of_another_is_named(name: str, good: dict[str, Path], tmp_path: Path) -> None:
     """Consistent in itself, but not what config.json describes there."""
@@ -175,6 +192,13 @@ def test_settings_that_the_tensors_contradict(
     assert "model.layers.0." in message or "bits in groups of" in message or "damaged" in message, message
 
 
+SCHEME = {
+    "format": "pack-quantized",
+    "weights": {"type": "int", "strategy": "group", "num_bits": 4, "group_size": GROUP, "symmetric": False},
+}
+ROTATED = {"type": "hadamard", "apply": [{"location": "weight_input"}, {"location": "input"}]}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
@@ -189,6 +213,8 @@ def test_settings_that_the_tensors_contradict(
         ("gptq", {"dynamic": {"+:(": {}}}, "damaged"),
         ("compressed-tensors", {"config_groups": {}}, "layout"),
         ("compressed-tensors", {"config_groups": None}, "damaged"),
+        ("compressed-tensors", {"config_groups": {"a": {**SCHEME, "targets": ["re:(("]}}}, "damaged"),
+        ("compressed-tensors", {"transform_config": {"config_groups": {"R4": ROTATED}}}, "transforms activations"),
         ("compressed-tensors", {"format": "marlin-24", "config_groups": {"group_0": {"targets": []}}}, "marlin-24"),
     ],
 )  # fmt: skip

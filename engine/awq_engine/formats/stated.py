@@ -130,12 +130,13 @@ def _compressed_tensors(stated: Stated) -> Quantization:
         raise _UnsupportedError(
             f"its tensors are in the layout {' and '.join(sorted(layouts))}; {', '.join(CT_READERS)} can be run"
         )
-    schemes = [(list(group["targets"]), _scheme(group)) for group in groups]
+    _check_transforms(stated.get("transform_config") or {})
+    schemes = [(_scheme(group), [_pattern(target) for target in group["targets"]]) for group in groups]
+    by_class = [_scheme(group) for group in groups if "Linear" in group["targets"]]
 
     def spec_of(linear: str) -> QuantSpec:
-        named = (spec for targets, spec in schemes if any(_names(target, linear) for target in targets))
-        by_class = (spec for targets, spec in schemes if "Linear" in targets)
-        found = next(named, None) or next(by_class, None)
+        named = (spec for spec, patterns in schemes if any(pattern.match(linear) for pattern in patterns))
+        found = next(named, None) or next(iter(by_class), None)
         if found is None:
             raise BadInputError(f"The quantization_config has no group for {linear}; check the model's config.json.")
         return found
@@ -143,11 +144,17 @@ def _compressed_tensors(stated: Stated) -> Quantization:
     return Quantization(CT_READERS[layouts.pop()], spec_of)
 
 
-def _names(target: str, linear: str) -> bool:
-    """Whether a target of a config group means this linear by its name: in full, or `re:` and a pattern."""
-    if target.startswith("re:"):
-        return re.match(target.removeprefix("re:"), linear) is not None
-    return target == linear
+def _pattern(target: str) -> re.Pattern[str]:
+    """Fits the names that a target of a config group means: one in full, or `re:` and how names begin."""
+    return re.compile(target.removeprefix("re:") if target.startswith("re:") else rf"{re.escape(target)}\Z")
+
+
+def _check_transforms(stated: Stated) -> None:
+    """Rotations of weights are in the weights; those of activations would have to be done while the model runs."""
+    schemes = (stated.get("config_groups") or {}).values()
+    places = {str(step["location"]) for scheme in schemes for step in scheme["apply"]}
+    if running := sorted(place for place in places if not place.startswith("weight")):
+        raise _UnsupportedError(f"it transforms activations while it runs (at {' and '.join(running)})")
 
 
 def _scheme(group: Stated) -> QuantSpec:
