@@ -9,8 +9,7 @@ weights dequantized, under transformers `generate`; that ours gives their logits
 `Q4_...` is llama.cpp in a process of its own, on a model of the same shape (its head as it rounds it by default; ours
 stays in floats unless `--head`), from an environment that is built on first use, which takes long on few cores.
 
-All take turns in every round, so that a machine that is busy with other things slows all of them: what counts is the
-median over rounds of the ratio of times per token within a round. Appends to `benchmarks/results/decode.csv`.
+All take turns (`benchmarks.turns`). Appends to `benchmarks/results/decode.csv`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +41,7 @@ from awq_engine.sampling_settings import Sampling
 from awq_engine.spec import QuantSpec
 from benchmarks.results_file import append_rows
 from benchmarks.synthetic import SHAPES, Shape, write_synthetic
+from benchmarks.turns import as_the_chat_worker_runs, compared, take_turns
 
 MESSAGES = [{"role": "user", "content": "Tell me about a dog."}]
 PROMPT = list(range(3, 19))
@@ -63,8 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         ways, decoding = _ways(options, shape, work)
-        rounds = [{name: measure(options.tokens) for name, measure in ways.items()} for _ in range(options.rounds + 1)]
-    rows = list(_rows(options, shape, rounds[1:], decoding))  # the first warms up
+        measured = {name: partial(measure, options.tokens) for name, measure in ways.items()}
+        rows = list(_rows(options, shape, take_turns(measured, options.rounds), decoding))
     for row in rows:
         print(f"{row['way']:<10} {row['ms_per_token']:>8} ms/token, {row['time_over_ours']} x ours ({row['spread']})")
     append_rows("decode", rows)
@@ -189,22 +188,16 @@ def _environment() -> Path:
 def _rows(
     options: argparse.Namespace, shape: Shape, rounds: list[dict[str, float]], decoding: str
 ) -> Iterator[dict[str, Any]]:
-    for way in rounds[0]:
-        ratios = sorted(times[way] / times["ours"] for times in rounds)
+    for facts in compared(rounds, "ms_per_token"):
         yield {
             "processor": f"{processor()} {torch.backends.cpu.get_cpu_capability()}",
             "transformers": version("transformers"), "python": platform.python_version(),
             "shape": options.shape, "blocks": shape.blocks, "head": options.head,
-            "threads": options.threads, "tokens": options.tokens, "rounds": len(rounds), "way": way,
-            "ms_per_token": f"{1000 * statistics.median(times[way] for times in rounds):.1f}",
-            "time_over_ours": f"{statistics.median(ratios):.2f}", "spread": f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            "threads": options.threads, "tokens": options.tokens, **facts,
             "decoding": decoding, "note": options.note,
         }  # fmt: skip
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(name) != value for name, value in QUIET_THREADS.items()):  # as the chat worker runs
-        os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks.decode", *sys.argv[1:]], {**os.environ, **QUIET_THREADS}
-        )
+    as_the_chat_worker_runs("benchmarks.decode")
     main()

@@ -6,16 +6,12 @@
 Ours is what `awq-tui chat` does with a prompt, in its chunks, on a W4 g128 checkpoint of random weights; `forward` is
 the same with transformers' forward pass around our linears. `float32`, `bfloat16` and `float16` are the same weights
 dequantized under transformers, the prompt as a whole; that ours gives their logits is checked before anything is timed.
-All take turns in every round; what counts is the median over rounds of the ratio within a round. Appends to
-`benchmarks/results/prefill.csv`.
+All take turns (`benchmarks.turns`). Appends to `benchmarks/results/prefill.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +29,7 @@ from awq_engine.runtime import LoadedModel, load_dequantized
 from benchmarks.decode import check, synthetic_model
 from benchmarks.results_file import append_rows
 from benchmarks.synthetic import SHAPES
+from benchmarks.turns import as_the_chat_worker_runs, compared, take_turns
 
 Measure = Callable[[list[int]], float]
 """Seconds from a prompt to the logits after it."""
@@ -52,8 +49,8 @@ def main() -> None:
             ways[peer] = partial(_transformers, floats)
         for length in map(int, options.prompts.split(",")):
             prompt = [(7919 * n + 13) % shape.vocabulary for n in range(length)]
-            rounds = [{name: measure(prompt) for name, measure in ways.items()} for _ in range(options.rounds + 1)]
-            rows = list(_rows(options, shape.blocks, length, rounds[1:], ours.decoding))  # the first warms up
+            rounds = take_turns({name: partial(measure, prompt) for name, measure in ways.items()}, options.rounds)
+            rows = list(_rows(options, shape.blocks, length, rounds, ours.decoding))
             for row in rows:
                 print(f"{length} tokens, {row['way']}: {row['ms']} ms, {row['time_over_ours']} x ours", flush=True)
             append_rows("prefill", rows)
@@ -92,20 +89,14 @@ def _transformers(loaded: LoadedModel, prompt: list[int]) -> float:
 def _rows(
     options: argparse.Namespace, blocks: int, length: int, rounds: list[dict[str, float]], decoding: str
 ) -> Iterator[dict[str, Any]]:
-    for way in rounds[0]:
-        times, ratios = [times[way] for times in rounds], sorted(times[way] / times["ours"] for times in rounds)
+    for facts in compared(rounds, "ms"):
         yield {
             "shape": options.shape, "blocks": blocks, "threads": options.threads, "prompt": length,
-            "rounds": len(rounds), "way": way, "ms": f"{1000 * statistics.median(times):.0f}",
-            "tokens_per_second": f"{length / statistics.median(times):.0f}",
-            "time_over_ours": f"{statistics.median(ratios):.2f}", "spread": f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            **facts, "tokens_per_second": f"{1000 * length / float(facts['ms']):.0f}",
             "decoding": decoding, "note": options.note,
         }  # fmt: skip
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(name) != value for name, value in QUIET_THREADS.items()):  # as the chat worker runs
-        os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks.prefill", *sys.argv[1:]], {**os.environ, **QUIET_THREADS}
-        )
+    as_the_chat_worker_runs("benchmarks.prefill")
     main()
