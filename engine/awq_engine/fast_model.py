@@ -1,4 +1,4 @@
-"""A decoder of our own for the models most people run: blocks of attention and a gated MLP with a norm before each.
+"""A decoder of our own for the models most people run: blocks of attention and an MLP with a norm before each.
 
 transformers' forward pass builds masks, positions and cache entries anew for every token, in Python. Where the blocks
 are of the usual form (Llama, Mistral, Qwen and what is built like them) the same is done here with a few operations
@@ -16,20 +16,20 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from awq_engine.joined import join_linears
 from awq_engine.key_values import KeyValues
+from awq_engine.mlps import GatedMlp, Mlp, OtherMlp, parts_of, read_mlp
 from awq_engine.reading import Decoder
 from awq_engine.steps import HeadNorms, Norm, Place, Steps
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+JOINED_ATTENTION = {"qkv_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
-MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 BLOCK = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 AROUND = {"embed_tokens", "layers", "norm", "rotary_emb"}
 PROBED = 16
@@ -57,9 +57,7 @@ class Block:
     """How many tokens attention looks back, the present one included; None for all."""
     output: Linear
     mlp_norm: Norm
-    gate_up: Linear
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    down: Linear
+    mlp: Mlp
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,30 @@ class FastModel:
     key_values: type[KeyValues] = KeyValues
     """How a block's keys and values are kept."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether every token runs through the same weights, so that no rounding sends it elsewhere."""
+        return all(isinstance(block.mlp, GatedMlp) for block in self.blocks)
+
+    @property
+    def steady(self) -> bool:
+        """Whether a step is the same operations whatever it computes, so that a graph can hold it."""
+        return all(block.mlp.steady for block in self.blocks if isinstance(block.mlp, OtherMlp))
+
 
 def read_model(model: PreTrainedModel, context_length: int | None, dtype: torch.dtype) -> FastModel:
     """`model` taken apart; its linears are joined in place and stay usable. `MisfitError` says why it cannot be."""
-    base: Any = next((module for module in model.modules() if _parts(module) == AROUND), None)
+    base: Any = next((module for module in model.modules() if parts_of(module) == AROUND), None)
     if base is None:
         raise MisfitError(f"{type(model).__name__} is not made of embeddings, blocks, a norm and a rotation alone")
     windows = _windows(model)
     blocks = list(base.layers)
     if len(windows) != len(blocks):
         raise MisfitError("the cache has another number of layers than the model has blocks")
-    rotations, head = _rotations(base.rotary_emb, dtype, context_length), cast(Any, model.get_output_embeddings())
     for block in blocks:
         _check_parts(block)
+    rotations, head = _rotations(base.rotary_emb, dtype, context_length), cast(Any, model.get_output_embeddings())
+    for block in blocks:
         if (
             turned := rotations(torch.zeros(1, dtype=torch.long, device=model.device))[0].shape[1]
         ) != block.self_attn.head_dim:
@@ -142,28 +151,21 @@ def _rotations(
     return rotations
 
 
-def _parts(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_children()}
-
-
 def _check_parts(block: Any) -> None:
-    if _parts(block) != BLOCK:
-        raise MisfitError(f"a {type(block).__name__} has the parts {', '.join(sorted(_parts(block)))}")
-    if _parts(block.self_attn) not in (ATTENTION, ATTENTION | HEAD_NORMS):
-        raise MisfitError(f"its attention has the parts {', '.join(sorted(_parts(block.self_attn)))}")
-    if _parts(block.mlp) != MLP:
-        raise MisfitError(f"its MLP has the parts {', '.join(sorted(_parts(block.mlp)))}")
+    if parts_of(block) != BLOCK:
+        raise MisfitError(f"a {type(block).__name__} has the parts {', '.join(sorted(parts_of(block)))}")
+    if parts_of(block.self_attn) not in (ATTENTION, ATTENTION | HEAD_NORMS, JOINED_ATTENTION):
+        raise MisfitError(f"its attention has the parts {', '.join(sorted(parts_of(block.self_attn)))}")
 
 
 def _read_block(block: Any, window: int | None) -> Block:
-    attention, mlp = block.self_attn, block.mlp
-    queries, keys = attention.q_proj.out_features, attention.k_proj.out_features
-    width = attention.head_dim
-    if keys != attention.v_proj.out_features or queries % width or keys % width or queries % keys:
+    attention, width = block.self_attn, block.self_attn.head_dim
+    queries, (qkv, keys) = attention.o_proj.in_features, _read_heads(attention)
+    if queries % width or keys % width or queries % keys:
         raise MisfitError(f"its attention has {queries} queries and {keys} keys in heads of {width}")
     return Block(
         attention_norm=_norm(block.input_layernorm),
-        qkv=join_linears([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=qkv,
         head_norms=_head_norms(attention, width) if hasattr(attention, "q_norm") else None,
         heads=queries // width,
         kv_heads=keys // width,
@@ -172,10 +174,18 @@ def _read_block(block: Any, window: int | None) -> Block:
         window=window,
         output=attention.o_proj,
         mlp_norm=_norm(block.post_attention_layernorm),
-        gate_up=join_linears([mlp.gate_proj, mlp.up_proj]),
-        activation=mlp.act_fn,
-        down=mlp.down_proj,
+        mlp=read_mlp(block.mlp),
     )
+
+
+def _read_heads(attention: Any) -> tuple[Linear, int]:
+    """Queries, keys and values as one product, and how many channels all keys of a token have."""
+    if parts_of(attention) == JOINED_ATTENTION:
+        return attention.qkv_proj, (attention.qkv_proj.out_features - attention.o_proj.in_features) // 2
+    keys, values = attention.k_proj.out_features, attention.v_proj.out_features
+    if keys != values:
+        raise MisfitError(f"its keys have {keys} channels and its values {values}")
+    return join_linears([attention.q_proj, attention.k_proj, attention.v_proj]), keys
 
 
 def _norm(module: Any) -> Norm:
@@ -240,7 +250,7 @@ class FastDecoder(Decoder):
         for block, cache in zip(self.model.blocks, self._cache, strict=True):
             x, normed = steps.add_norm(x, delta, block.attention_norm)
             x, normed = steps.add_norm(x, _attention(steps, block, cache, normed, step, rotation), block.mlp_norm)
-            delta = block.down(steps.gate(block.gate_up(normed), block.activation))
+            delta = block.mlp(steps, normed)
         return steps.add_norm(x[-keep:], None if delta is None else delta[-keep:], self.model.norm)[1]
 
     def reserve(self, length: int) -> None:
