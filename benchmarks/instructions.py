@@ -108,8 +108,8 @@ def cases(target: str, quick: bool = False) -> Iterator[Case]:
     for block, bits, out_features in itertools.product(blocks, BITS, (1024, 4096, 1 << 16)):
         yield case(bits, "fp16", 128, out_features, block)
         if bits == 4 and block == blocks[0]:
-            yield case(4, "fp16", 64, out_features)
-            yield case(4, "fp16", 32, out_features)
+            for activations, group_size in itertools.product(TYPES, (128, 64, 32)):
+                yield case(4, activations, group_size, out_features)
         if block <= 16 and out_features == 4096:
             yield case(bits, "bf16", 128, block=block)
 

@@ -71,6 +71,20 @@ def exactly(x, dtype: tl.constexpr):
         return x.to(dtype)
 
 
+@triton.jit
+def offset_of(zero, base: tl.constexpr, dtype: tl.constexpr):
+    """base - (1024 + z) in `dtype`, exactly, from float16 1024 + z.
+
+    The bits of that read as bfloat16 are 2**73 + z 2**66, up to z = 127: one instruction makes -(128 + z) of them where
+    a subtraction and two conversions take three.
+    """
+    if dtype == tl.bfloat16 and base == 1024 - 128:
+        read = zero.to(tl.int16, bitcast=True).to(tl.bfloat16, bitcast=True)
+        return read * tl.full(zero.shape, -(2.0**-66), tl.bfloat16)
+    else:
+        return (base - zero).to(dtype)
+
+
 TRITON_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 INTERPRETED = not isinstance(field, triton.JITFunction)
 """Whether TRITON_INTERPRET=1 was set when this module was imported: kernels run in numpy, on CPU tensors."""

@@ -38,6 +38,7 @@ from awq_kernels.plane import (
     level,
     load_group,
     load_words,
+    offset_of,
     refuse_bfloat16,
     tile_constants,
 )
@@ -58,7 +59,7 @@ def _operands(words, zeros, SHARED: tl.constexpr, BASES: tl.constexpr, CONSTANTS
     shape: tl.constexpr = words[0].shape
     operands = words
     for plane in tl.static_range(len(BASES)):
-        offset = (BASES[plane] - zeros[plane // SHARED]).to(dtype)
+        offset = offset_of(zeros[plane // SHARED], BASES[plane], dtype)
         operands = operands + (tl.broadcast_to(tl.expand_dims(offset, -1), shape),)
     for constant in tl.static_range(len(CONSTANTS)):
         operands = operands + (tl.full(shape, CONSTANTS[constant], tl.int16),)

@@ -80,10 +80,16 @@ def expected(words: list[np.ndarray], bits: int, plane: int) -> np.ndarray:
     return ((words[plane // 8] >> (2 * (plane % 8))) & 3) | ((words[2] >> third & 1) << 2)
 
 
+def offset_of(zero: int, base: float, kind: str) -> np.ndarray:
+    """uint16 bits, computed as `plane.offset_of` does."""
+    if kind == "bf16" and base == 1024 - 128:
+        return to_bits(to_float(np.array([0x6400 + zero], np.uint16), kind) * -(2.0**-66), kind)
+    return to_bits(np.array([base - (1024.0 + zero)]), kind)
+
+
 def execute(block: Unpack, words: list[np.ndarray], zero: int, bits: int, kind: str) -> list[np.ndarray]:
-    """The planes, uint32 pairs, for the zero point; an offset is computed as the kernel does."""
-    offsets = [np.array([base - (1024.0 + zero)]) for base in block.bases]
-    pairs = [np.repeat(to_bits(offset, kind), 2).view(np.uint32) for offset in offsets]
+    """The planes, uint32 pairs, for the zero point."""
+    pairs = [np.repeat(offset_of(zero, base, kind), 2).view(np.uint32) for base in block.bases]
     constants = [np.uint32(pattern * 0x10001) for pattern in block.constants]
     names = (f"${n}" for n in range(block.n_outputs, 1000))
     registers: Registers = dict(zip(names, [*words, *pairs, *constants], strict=False))
