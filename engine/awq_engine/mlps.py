@@ -48,7 +48,7 @@ class OtherMlp:
         return all("forward" in vars(mixture) for mixture in mixtures)
 
     def __call__(self, steps: Steps, x: torch.Tensor) -> torch.Tensor:
-        return self.module(x[None])[0]
+        return self.module(x[None])[0].contiguous()
 
 
 def parts_of(module: nn.Module) -> set[str]:
