@@ -33,7 +33,6 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from awq_engine.decoding import open_decoder, prepare_decoding
-from awq_engine.detached import QUIET_THREADS
 from awq_engine.doctor import processor
 from awq_engine.generate import GenerationStats, generate
 from awq_engine.runtime import LoadedModel, load_dequantized, load_model

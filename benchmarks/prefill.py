@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from awq_engine.decoding import lent_reader
-from awq_engine.detached import QUIET_THREADS
 from awq_engine.generate import read_prompt
 from awq_engine.runtime import LoadedModel, load_dequantized
 from benchmarks.decode import check, synthetic_model

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from awq_engine.runs import QUIET_THREADS
+from awq_engine.detached import QUIET_THREADS
 
 
 def as_the_chat_worker_runs(module: str) -> None:
