@@ -4,7 +4,8 @@ A config may name classes in files beside it (`auto_map`), for a type of model t
 trust MODEL` shows repository, commit and every Python file with its SHA-256, and keeps the hash of that list once
 somebody agrees. A folder is trusted as long as its list has that hash: another line in a file, or another file, and it
 is not. So a quantized copy, which has the same files, is trusted too. Code that would come from another repository is
-not in the list and is never run, nor is a model's where transformers itself knows the type.
+not in the list and is never run, nor is code in folders of the model's folder (transformers would run a
+`custom_generate/generate.py`), nor a model's where transformers itself knows the type.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ def own_code(folder: Path) -> OwnCode:
 
 
 def code_elsewhere(folder: Path) -> list[str]:
-    """Classes that a config names in other repositories, `org/name--file.Class`."""
+    """Classes that a config names in other repositories, `org/name--file.Class`, and files in folders within."""
+    nested = sorted(str(file.relative_to(folder)) for file in folder.glob(f"*/**/{CODE}"))
     found: list[Any] = []
     for file in folder.glob(CONFIGS):
         # what is no config names no class
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             for classes in json.loads(file.read_bytes())["auto_map"].values():
                 found += classes if isinstance(classes, list) else [classes]
-    return sorted({str(name) for name in found if "--" in str(name)})
+    return nested + sorted({str(name) for name in found if "--" in str(name)})
 
 
 def is_trusted(folder: Path) -> bool:
@@ -87,8 +89,8 @@ def needs_own_code(folder: Path, model_type: str) -> BadInputError:
     code = own_code(folder)
     origin = f" of {code.repository} at commit {code.commit}" if code.repository else ""
     if elsewhere := code_elsewhere(folder):
-        what = f"Python code of another repository ({', '.join(elsewhere[:3])}{origin}), which is never run"
-        return BadInputError(f"{folder} needs {what}; download that code into the folder and name it there.")
+        what = f"Python code from elsewhere than its own folder ({', '.join(elsewhere[:3])}{origin})"
+        return BadInputError(f"{folder} has {what}, which is never run; put what it needs into the folder itself.")
     what = f"its own Python code ({', '.join(list(code.files)[:5]) or 'which is not here'}{origin})"
     spec = f"{code.repository}@{code.commit}" if code.repository else folder
     return BadInputError(

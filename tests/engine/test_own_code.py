@@ -143,7 +143,21 @@ def test_a_person_is_asked(model: Path, monkeypatch: pytest.MonkeyPatch, answer:
 def test_code_of_another_repository_is_never_run(model: Path) -> None:
     write_config(model, auto_map={**CLASSES, "AutoModelForCausalLM": "org/other--modeling_new.BrandNewForCausalLM"})
     allow(own_code(model))
-    assert "Python code of another repository (org/other--modeling_new.BrandNewForCausalLM)" in refusal(model)
+    assert "from elsewhere than its own folder (org/other--modeling_new.BrandNewForCausalLM)" in refusal(model)
+    assert main(["trust", str(model)]) == 2
+
+
+def test_code_in_folders_of_the_folder_is_never_run(model: Path, mark: Path) -> None:
+    """transformers takes a `generate` of the model's own from there as soon as any of its code is trusted."""
+    allow(own_code(model))
+    (model / "custom_generate").mkdir()
+    (model / "custom_generate" / "generate.py").write_text(
+        "import os, pathlib\npathlib.Path(os.environ['MARK']).touch()\n"
+    )
+    with pytest.raises(BadInputError, match=r"never run.*"):
+        load_model(model, device="cpu")
+    assert not mark.exists()
+    assert not is_trusted(model)
     assert main(["trust", str(model)]) == 2
 
 

@@ -22,7 +22,9 @@ def trust(args: argparse.Namespace) -> int:
     if not code.files:
         raise BadInputError(f"{folder} has no Python code; there is nothing to allow.")
     if elsewhere := code_elsewhere(folder):
-        raise BadInputError(f"{folder} names code of another repository ({', '.join(elsewhere[:3])}): never run.")
+        raise BadInputError(
+            f"{folder} has code from elsewhere than the folder itself, never run: {', '.join(elsewhere[:3])}."
+        )
     if args.withdraw:
         note("It is not allowed any more." if withdraw(code) else "It had not been allowed.")
     elif not is_trusted(folder):
