@@ -35,6 +35,7 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
     """Dismissed with the new settings, or None when they stay."""
 
     CSS_PATH = "modal.tcss"
+    AUTO_FOCUS = ""
     DEFAULT_CSS = """
     SamplingModal .field { height: 1; }
     SamplingModal .field Label { width: 14; color: $text-muted; }
@@ -85,6 +86,10 @@ class SamplingModal(ModalScreen[ChatSettings | None]):
                 yield Static("bytes: a longer conversation in the same memory", classes="hint", markup=False)
             yield Static("", id="sampling-problem", markup=False)
         yield KeyBar()
+
+    def on_mount(self) -> None:
+        # before the layout is known the terminal's cursor, where input methods write, would be sent elsewhere
+        self.call_after_refresh(self.query_one(TextArea).focus)
 
     @on(Input.Submitted)
     def action_save(self) -> None:

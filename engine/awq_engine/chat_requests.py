@@ -96,7 +96,7 @@ class Inbox:
     def close(self, request: Id) -> None:
         """The request is answered."""
         with self._lock:
-            del self._open[request]
+            self._open.pop(request, None)
 
 
 def read_requests(stream: BinaryIO, inbox: Inbox, wire: Wire) -> None:

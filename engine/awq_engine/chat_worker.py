@@ -92,16 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answer(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> None:
-    """Send everything that one request asks for; what goes wrong is sent as well."""
+    """Send everything that one request asks for; what goes wrong is sent as well.
+
+    The id is given up before the last message: whoever reads that may use it again.
+    """
     try:
         if request.answer is None:
             _chat(loaded, request, inbox, wire)
         else:
             _score(loaded, request, request.answer, inbox, wire)
     except Exception as error:
-        wire.send_error(request.id, _named(error))
-    finally:
         inbox.close(request.id)
+        wire.send_error(request.id, _named(error))
 
 
 def _chat(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> None:
@@ -113,8 +115,11 @@ def _chat(loaded: LoadedModel, request: Request, inbox: Inbox, wire: Wire) -> No
     for piece in batched(pieces):
         if isinstance(piece, str):
             wire.send("text", id=request.id, text=piece)
+        elif isinstance(piece, PromptProgress):
+            wire.send("prompt", id=request.id, **asdict(piece))
         else:
-            wire.send("prompt" if isinstance(piece, PromptProgress) else "done", id=request.id, **asdict(piece))
+            inbox.close(request.id)
+            wire.send("done", id=request.id, **asdict(piece))
 
 
 def _score(loaded: LoadedModel, request: Request, text: str, inbox: Inbox, wire: Wire) -> None:
@@ -124,8 +129,11 @@ def _score(loaded: LoadedModel, request: Request, text: str, inbox: Inbox, wire:
     for part in score(loaded, request.messages, text, lambda: inbox.is_cancelled(request.id)):
         if isinstance(part, list):
             wire.send("scores", id=request.id, tokens=[asdict(token) for token in part])
+        elif isinstance(part, PromptProgress):
+            wire.send("prompt", id=request.id, **asdict(part))
         else:
-            wire.send("prompt" if isinstance(part, PromptProgress) else "scored", id=request.id, **asdict(part))
+            inbox.close(request.id)
+            wire.send("scored", id=request.id, **asdict(part))
 
 
 def batched(

@@ -47,7 +47,7 @@ def make_run(tmp_path: Path, model: Path) -> Callable[..., Run]:
     """A new run on the tiny model; keyword arguments go to `RunConfig`."""
 
     def make(**options: object) -> Run:
-        return create_run(tiny_request(tmp_path, model, **{"preset": Preset.FAST, **options}))
+        return create_run(tiny_request(tmp_path, **{"model": model, "preset": Preset.FAST, **options}))
 
     return make
 

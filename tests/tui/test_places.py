@@ -44,7 +44,7 @@ async def test_a_run_comes_back_with_its_layer() -> None:
         assert app.screen.run in (first, second)
         assert app.screen.query_one(HeatMap).cursor == cursor
         kept = app.screen.run
-        await pilot.press("d")
+        await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, RunsScreen) and app.screen.current)
         assert isinstance(app.screen, RunsScreen)
         assert app.screen.current is not None
