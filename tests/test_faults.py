@@ -27,6 +27,7 @@ def test_runs_survive_death_at_every_event() -> None:
     survived("events", "--preset", "best")
 
 
+@pytest.mark.slow
 def test_runs_survive_some_of_every_other_fault() -> None:
     survived("moments", "steps", "full", "broken", "second", "--moments", "2", "--steps", "3")
 

@@ -126,6 +126,7 @@ def test_what_cannot_work_is_refused_before_any_run(tmp_path: Path, capsys: Capt
     assert list_runs() == []
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_stopped(tmp_path: Path, capsys: Capture):
     """Killed in its second recipe, it does neither again; the table agrees with `eval`, and `--keep` makes models."""
     model, folder = write_tiny_model(tmp_path / "model"), tmp_path / "side-by-side"

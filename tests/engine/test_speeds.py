@@ -14,6 +14,7 @@ from awq_engine.speeds import SPEED, read_speeds
 from tests.engine.rounded_checkpoint import demo_model, write_awq_folder
 
 
+@pytest.mark.slow
 def test_products_and_writing_are_timed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWQ_TUI_HOME", str(tmp_path / "home"))
     output = write_awq_folder(demo_model(), tmp_path / "model")

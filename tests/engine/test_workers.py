@@ -140,7 +140,11 @@ def written(folder: Path, model: Path, **options: object) -> tuple[bytes, list[s
 
 @pytest.mark.parametrize(
     ("kind", "preset"),
-    [("dense", Preset.BEST), ("experts", Preset.BALANCED), ("handed on", Preset.FAST)],
+    [
+        ("dense", Preset.BEST),
+        ("experts", Preset.BALANCED),
+        pytest.param("handed on", Preset.FAST, marks=pytest.mark.slow),
+    ],
 )
 def test_same_bytes_as_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes, kind: str, preset: Preset

@@ -51,6 +51,7 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     assert all(float(row[-1]) > 0 for row in rows), "the product in floats was timed"
 
 
+@pytest.mark.slow
 def test_peers_that_are_right_wrong_broken_and_not_there(tmp_path: Path) -> None:
     """Who is left out is said with the reason; the others are measured."""
     (tmp_path / "gemlite.py").write_text(RIGHT_PEER)
