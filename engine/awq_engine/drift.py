@@ -3,10 +3,11 @@
 A linear deep in a quantized model reads inputs x' that differ from the original's x. Before it is rounded, its weight
 is moved to the ridge regression of the original outputs on the present inputs:
 
-    T = argmin_T  E|x' T^T - x W^T|^2  +  ridge * |(T - W') D^1/2|^2,     D = diag E[x' x'^T]
+    T = argmin_T  E|x' T^T - x W^T|^2  +  ridge * |(T - W') D^1/2|^2,     D = diag E[x' x'^T] + floor * its median
 
 with W' the present weight (which equals W but for folds). The ridge is relative to each channel's own power, so a loud
-channel cannot buy the correction of quiet ones.
+channel cannot buy the correction of quiet ones. The floor is for the quietest: what their weights would have to become
+to do some good widens the range of their whole group, and so its steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from awq_engine.quantize import row_slices
 from awq_engine.statistics import InputStatistics, Moments, add_product, added, read_input, weigh
 
 RIDGE = 0.1
+FLOOR = 0.01
+"""Of the channels' median power, which a few loud ones do not move."""
 
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
@@ -44,7 +47,7 @@ def correct_drift(present: torch.Tensor, statistics: InputStatistics, wanted: to
     """
     gram, power = statistics.gram, statistics.gram.diagonal()
     missing = wanted.addmm_(present, gram, alpha=-1)
-    factor = damped_factor(gram, RIDGE * power + 1e-6 * power.mean() + 1e-30)
+    factor = damped_factor(gram, RIDGE * (power + FLOOR * power.median()) + 1e-6 * power.mean() + 1e-30)
     for rows in row_slices(missing):
         missing[rows] = solve(factor, missing[rows].mT).mT
     return missing.add_(present)

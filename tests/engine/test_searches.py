@@ -262,6 +262,15 @@ def test_drift_correction_recovers_the_original_outputs(inputs: torch.Tensor, we
     assert (present @ corrected.T - target).square().mean() < 0.1 * (present @ weight.T - target).square().mean()
 
 
+def test_drift_correction_leaves_quiet_channels_their_range(inputs: torch.Tensor, weight: torch.Tensor):
+    """A channel that hardly speaks could only help with weights that widen the range of its whole group."""
+    present = inputs.clone()
+    present[:, 3] = 1e-3 * (present[:, 3] + inputs[:, 4])
+    corrected = correct_drift(weight, statistics(present), weight @ inputs.T @ present / len(inputs))
+
+    assert corrected[:, 3].abs().max() < 3 * weight.abs().max()
+
+
 def test_histogram_and_statistics():
     """Counts cover every channel; shares are relative to the mean."""
     scale = torch.tensor([0.1] * 5 + [1.0] * 90 + [10.0] * 5)
